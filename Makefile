@@ -1,0 +1,37 @@
+# make train    install, then train and show the tiny model            (minutes)
+# make test     install, then run every notebook at smoke size, then pytest
+# make install  everything above needs, in .venv; does nothing when it is there already
+# make clean    remove the environment, caches and test leftovers; runs/ and data/ stay
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+SIZE ?= tiny
+
+.PHONY: install train test clean
+.DEFAULT_GOAL := install
+
+install: $(STAMP)
+
+# sam2 comes last and alone: it would pull torchvision, which nothing here imports, and build beside a second copy of torch.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Perceptio needs Python 3.11 or newer: make install PYTHON=/path/to/python3.11')"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,eval]'
+	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --no-deps --no-build-isolation --constraint constraints.txt sam2
+	touch $@
+
+train: install
+	mkdir -p runs/$(SIZE)
+	$(BIN)/papermill nbs/train.ipynb runs/$(SIZE)/train.ipynb -p size $(SIZE)
+
+# Tests take nothing from a network, draw on no screen and use one thread per process: nbdev_test runs one process per core.
+test: export HF_HUB_OFFLINE = 1
+test: export MPLBACKEND = agg
+test: export OMP_NUM_THREADS = 1
+test: install
+	$(BIN)/nbdev_test && $(BIN)/pytest
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
+	find perceptio nbs tests -name __pycache__ -prune -exec rm -rf {} +

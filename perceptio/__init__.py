@@ -1,0 +1,16 @@
+"""Perceptio: a vision-language model that says where things are and how far, then answers. Written in notebooks; see nbs/."""
+
+from importlib import import_module
+
+LAZY = {"Perceptio": "generation", "PerceptioOutput": "generation", "Settings": "settings"}
+
+
+def __getattr__(name):
+    "Import the module of a public name when it is first asked for, so that `import perceptio` stays light."
+    if name not in LAZY:
+        raise AttributeError(f"module 'perceptio' has no attribute {name!r}; it offers {', '.join(LAZY)} and its modules")
+    return getattr(import_module(f"perceptio.{LAZY[name]}"), name)
+
+
+def __dir__():
+    return sorted([*globals(), *LAZY])

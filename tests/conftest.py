@@ -1,0 +1,33 @@
+"""What all tests share. IN_TEST sends everything a test writes to a temporary folder, as under nbdev_test."""
+
+import ast
+import json
+import os
+from pathlib import Path
+
+os.environ["IN_TEST"] = "1"
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))
+MODULES = sorted(p for p in (ROOT / "perceptio").glob("*.py") if not p.name.startswith("_"))
+
+
+def cells(path):
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def module_name(path):
+    "The module a notebook exports, or None for one that papermill runs."
+    for cell in cells(path):
+        for line in source(cell).splitlines():
+            if line.replace("| ", "|").startswith("#|default_exp"):
+                return line.split()[-1]
+    return None
+
+
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))

@@ -1,0 +1,99 @@
+"""Notebooks are safe to run with parameters, and clean enough to be read as a diff."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import NOTEBOOKS, ROOT, cells, module_name, source
+
+PAPERMILL = [p for p in NOTEBOOKS if module_name(p) is None]
+LIBRARY = [p for p in NOTEBOOKS if module_name(p) is not None]
+NOISE = {
+    "an absolute path": r"(?<![\w.])/(home|root|work|tmp|usr|opt|Users|var)/\w",
+    "an object's address": r"\bat 0x[0-9a-f]{6,}",
+    "a progress bar": r"\d+%\|.*\||\bit/s\b|\bs/it\b",
+    "a timing": r"(?i)\b(wall time|cpu times|elapsed)\b",
+}
+
+
+def name(path):
+    return path.stem
+
+
+def text_outputs(cell):
+    "All text a cell has saved; pictures are left out."
+    for output in cell.get("outputs", []):
+        yield from output.get("text", [])
+        for kind, data in output.get("data", {}).items():
+            if not kind.startswith("image/png"):
+                yield from data if isinstance(data, list) else [data if isinstance(data, str) else json.dumps(data)]
+
+
+@pytest.mark.parametrize("path", PAPERMILL, ids=name)
+def test_parameters(path):
+    code = [c for c in cells(path) if c["cell_type"] == "code"]
+    tagged = [i for i, c in enumerate(code) if "parameters" in c["metadata"].get("tags", [])]
+    assert len(tagged) == 1, "exactly one cell is tagged `parameters`"
+    assert "check_parameters(globals())" in source(code[tagged[0] + 1]), "the next code cell is the guard"
+    text = source(code[tagged[0]])
+    for node in ast.parse(text).body:
+        line = text.splitlines()[node.end_lineno - 1]
+        assert isinstance(node, ast.AnnAssign), f"`{line}` gives a type"
+        ast.literal_eval(node.value)  # a derived value would be computed before papermill's override
+        assert "  # " in line, f"`{line}` says what it is"
+
+
+@pytest.mark.parametrize("path", PAPERMILL, ids=name)
+def test_papermill_notebooks_keep_no_outputs(path):
+    assert not any(c.get("outputs") for c in cells(path))
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name)
+def test_title_is_the_module_and_says_its_purpose(path):
+    first = source(cells(path)[0])
+    assert re.match(r"# \S.*\n+> \S", first), "the first cell is `# title` and `> purpose`"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_format(path):
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    assert whole["metadata"]["kernelspec"]["name"] == "python3"
+    assert all(c.get("execution_count") is None for c in whole["cells"])
+    assert len({c["id"] for c in whole["cells"]}) == len(whole["cells"])
+    assert path.stat().st_size < 400_000, "pictures at dpi <= 80, few of them"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_outputs_are_the_same_everywhere(path):
+    for cell in cells(path):
+        for text in text_outputs(cell):
+            for what, pattern in NOISE.items():
+                assert not re.search(pattern, text), f"a saved output holds {what}: {text[:200]!r}"
+
+
+def test_one_notebook_per_module():
+    names = [module_name(p) for p in LIBRARY]
+    assert len(set(names)) == len(names)
+    assert set(names) == {p.stem for p in (ROOT / "perceptio").glob("*.py") if not p.name.startswith("_")}
+
+
+def test_clean_keeps_the_parameters_tag(tmp_path):
+    "By default nbdev_clean deletes it, and papermill's values are then silently overwritten by the defaults."
+    cell = dict(
+        cell_type="code", id="a1", metadata=dict(tags=["parameters"], scrolled=True), source=["n: int = 1  # a number"]
+    )
+    whole = dict(
+        cells=[cell | dict(outputs=[], execution_count=3)],
+        metadata=dict(kernelspec=dict(name="python3", language="python", display_name="Python 3")),
+        nbformat=4,
+        nbformat_minor=5,
+    )
+    path = tmp_path / "one.ipynb"
+    path.write_text(json.dumps(whole))
+    subprocess.run([Path(sys.executable).parent / "nbdev_clean", "--fname", path], cwd=ROOT, check=True)
+    assert cells(path)[0]["metadata"] == dict(tags=["parameters"])
+    assert cells(path)[0]["execution_count"] is None

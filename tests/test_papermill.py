@@ -1,0 +1,69 @@
+"""The guard of a parametrised notebook, through the real papermill: the failures it is there for exit with 0 without it."""
+
+import json
+
+import nbformat
+import papermill
+import pytest
+from conftest import ROOT
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
+
+PARAMETERS = 'size: str = "tiny"  # a size\nsteps: int = 1  # how many'
+END = 'import json, pathlib\npathlib.Path(out).write_text(json.dumps([notebook_size(size), steps, run_dir("x").name]))'
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    "A notebook shaped like ours; what it found ends in result.json."
+    cells = [
+        new_code_cell("from perceptio.settings import check_parameters, notebook_size, run_dir"),
+        new_code_cell(PARAMETERS, metadata=dict(tags=["parameters"])),
+        new_code_cell("check_parameters(globals())"),
+        new_code_cell(f"out = {str(tmp_path / 'result.json')!r}\n{END}"),
+    ]
+    spec = dict(name="python3", language="python", display_name="python3")
+    nbformat.write(new_notebook(cells=cells, metadata=dict(kernelspec=spec)), tmp_path / "one.ipynb")
+    return tmp_path / "one.ipynb"
+
+
+def execute(path, **parameters):
+    papermill.execute_notebook(path, path.with_name("done.ipynb"), parameters, progress_bar=False, cwd=path.parent)
+    return json.loads(path.with_name("result.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def checkout(monkeypatch):
+    monkeypatch.setenv("PERCEPTIO_ROOT", str(ROOT))
+
+
+def test_override_reaches_the_run(notebook):
+    assert execute(notebook, steps=7) == ["smoke", 7, "x"]
+
+
+def test_same_without_papermill(notebook):
+    "JupyterLab runs the cells as they stand."
+    NotebookClient(nbformat.read(notebook, 4), resources=dict(metadata=dict(path=notebook.parent))).execute()
+    assert json.loads(notebook.with_name("result.json").read_text()) == ["smoke", 1, "x"]
+
+
+def test_misspelt_parameter_stops_the_run(notebook):
+    with pytest.raises(
+        papermill.PapermillExecutionError, match=r"unknown parameter 'sise'; did you mean 'size'\?.*steps = 1"
+    ):
+        execute(notebook, sise="8B")
+    assert not notebook.with_name("result.json").exists()
+
+
+def test_wrong_type_stops_the_run(notebook):
+    with pytest.raises(papermill.PapermillExecutionError, match="parameter steps = 'many' is of type str, not int"):
+        execute(notebook, steps="many")
+
+
+def test_stripped_tag_stops_the_run(notebook):
+    "Without the tag papermill inserts its cell at the top, and the notebook's own values win."
+    whole = nbformat.read(notebook, 4)
+    whole.cells[1].metadata = {}
+    nbformat.write(whole, notebook)
+    with pytest.raises(papermill.PapermillExecutionError, match="has lost its tag"):
+        execute(notebook, steps=7)

@@ -1,0 +1,45 @@
+"""Rules of the house that a reader feels: small functions, small modules, errors instead of remarks."""
+
+import ast
+import re
+
+import pytest
+from conftest import MODULES, NOTEBOOKS, ROOT, tree
+
+MODULE = pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@MODULE
+def test_module_is_at_most_300_lines(path):
+    "Lines that are neither blank nor a comment of their own."
+    lines = [line for line in path.read_text().splitlines() if line.strip() and not line.strip().startswith("#")]
+    assert len(lines) <= 300
+
+
+@MODULE
+def test_functions_are_at_most_60_lines(path):
+    sizes = {n.name: n.end_lineno - n.lineno + 1 for n in ast.walk(tree(path)) if isinstance(n, FUNCTIONS)}
+    assert {name: size for name, size in sizes.items() if size > 60} == {}
+
+
+@MODULE
+def test_nothing_is_swallowed_or_printed(path):
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ExceptHandler):
+            caught = [] if node.type is None else [n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)]
+            assert caught and not {"Exception", "BaseException"} & set(caught), f"line {node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print", f"line {node.lineno}"
+
+
+@MODULE
+def test_public_functions_say_what_they_do(path):
+    public = [n for n in tree(path).body if isinstance(n, (*FUNCTIONS, ast.ClassDef)) and not n.name.startswith("_")]
+    assert [n.name for n in public if not ast.get_docstring(n)] == []
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *MODULES, *ROOT.glob("*.md")], ids=lambda p: p.name)
+def test_no_paths_of_one_machine(path):
+    found = re.findall(r"(?<![\w.])/(?:home|root|work|opt|Users)/\w+", path.read_text(encoding="utf-8"))
+    assert not found
