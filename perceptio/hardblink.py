@@ -61,7 +61,7 @@ def marker_boxes(
     left, top, right, bottom = (-4, -26, 9, 5) if width >= 336 else (-3 * s, -11 * s, 4 * s, 3 * s)
     return [(x + left, y + top, x + right, y + bottom) for x, y in points]
 
-# %% ../nbs/25_hardblink.ipynb #b3c34dbe
+# %% ../nbs/25_hardblink.ipynb #42db48de
 def _draw_aurora(image, points, letters):
     """AURORA's drawing, made for 336 x 336 pixels."""
     picture = Image.fromarray(image)
@@ -97,7 +97,9 @@ def draw_markers(
         raise ValueError(f"no glyph for {sorted(unknown)}; there are {LETTERS}")
     for point, (x0, y0, x1, y1) in zip(points, marker_boxes(points, width), strict=True):
         if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-            raise ValueError(f"the marker at {point} leaves the {width} x {height} image; choose a point farther inside")
+            raise ValueError(
+                f"the marker at {point} leaves the {width} x {height} image; choose a point farther inside"
+            )
     return (_draw_aurora if width >= 336 else _draw_bitmap)(image, points, letters)
 
 # %% ../nbs/25_hardblink.ipynb #dac01838
@@ -185,11 +187,13 @@ def draw_sets(
     index = np.minimum((place * sizes[source]).astype(int), sizes[source] - 1)
     return np.concatenate(groups)[(np.cumsum(sizes) - sizes)[source] + index]
 
-# %% ../nbs/25_hardblink.ipynb #e187ad4c
+# %% ../nbs/25_hardblink.ipynb #b9bfddff
 def answer_ranks(
     pool: PointPool,
     sets: np.ndarray,  # (S, n) indices into the pool
-) -> tuple[np.ndarray, np.ndarray]:  # (S,) each: points lower than the nearest one; points on larger objects than its own
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # (S,) each: points lower than the nearest one; points on larger objects than its own
     """First 0: the nearest point is the lowest. Second 0: it is on the largest object."""
     nearest, rows = pool.depth[sets].argmin(1)[:, None], np.arange(len(sets))[:, None]
     low, large = ((v > v[rows, nearest]).sum(1) for v in (pool.y[sets], pool.area[sets]))
@@ -237,7 +241,7 @@ def sample_points(
     objects, areas = (tuple(int(v) for v in a[chosen]) for a in (pool.id, pool.area))
     return MarkedQuestion(points, letters, letters[pool.depth[chosen].argmin()], n, objects, areas)
 
-# %% ../nbs/25_hardblink.ipynb #9b4023b4
+# %% ../nbs/25_hardblink.ipynb #b3116c1d
 SHORTCUTS = {  # rule -> index of the point it chooses
     "lowest": lambda q: max(range(q.n), key=lambda i: q.points[i][1]),
     "second lowest": lambda q: sorted(range(q.n), key=lambda i: q.points[i][1])[-2],
@@ -263,13 +267,21 @@ def shortcut_accuracy(
 ) -> dict[str, float]:  # rule -> fraction right
     """How often each rule without depth is right; "random" is the expected value."""
     if len({q.n for q in questions}) != 1 or len(questions) < 2:
-        raise ValueError(f"expected two or more questions with one number of points, got n = {sorted({q.n for q in questions})}")
+        raise ValueError(
+            f"expected two or more questions with one number of points, got n = {sorted({q.n for q in questions})}"
+        )
     count = Counter(q.answer for q in questions)
     halves = questions[::2], questions[1::2]
     guess = [Counter(q.answer for q in half).most_common(1)[0][0] for half in halves[::-1]]
     blind = sum(q.answer == g for half, g in zip(halves, guess) for q in half)
-    result = {"random": 1 / questions[0].n, "majority": max(count.values()) / len(questions), "question_only": blind / len(questions)}
-    return result | {name: sum(shortcut_answer(name, q) == q.answer for q in questions) / len(questions) for name in SHORTCUTS}
+    result = {
+        "random": 1 / questions[0].n,
+        "majority": max(count.values()) / len(questions),
+        "question_only": blind / len(questions),
+    }
+    return result | {
+        name: sum(shortcut_answer(name, q) == q.answer for q in questions) / len(questions) for name in SHORTCUTS
+    }
 
 # %% ../nbs/25_hardblink.ipynb #11cc6f75
 _TOKEN = re.compile(r"<[^<>]*>|\[SEG\]")

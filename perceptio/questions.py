@@ -7,8 +7,9 @@ __all__ = ['ATTRIBUTES', 'Where', 'AXES', 'PICKS', 'RELATIONS', 'DEPTH_WORDS', '
            'WORDS', 'Program', 'Facts', 'matches', 'unambiguous', 'noun_phrase', 'program_text', 'Expression',
            'describe', 'expressions', 'refset', 'Question', 'vqa', 'attribute_sentence', 'caption']
 
-# %% ../nbs/20b_questions.ipynb #3e764020
+# %% ../nbs/20b_questions.ipynb #c85ad1ce
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations, product
 
 import numpy as np
@@ -159,17 +160,12 @@ def describe(
     unique = [w for w, ids in Facts.of(scene).filters(i) if len(ids) == 1 and not {k for k, _ in w} & set(without)]
     return _draw_where(unique, rng, long) if unique else None
 
-# %% ../nbs/20b_questions.ipynb #72ec95d8
-def _attribute_program(facts, i, rng, long, depth_words):
-    where = describe(facts, i, rng, long=long)
-    return Program(where) if where is not None else None
-
-
+# %% ../nbs/20b_questions.ipynb #074c807d
 def _pick_program(facts, i, rng, words, without=()):
     options = []
     for word in words:
         score = facts.score[word]
-        near = {j for j in facts.ids if score[i] - score[j] <= 1}  # object i itself, and those it does not clearly exceed
+        near = {j for j in facts.ids if score[i] - score[j] <= 1}  # i itself, and those it does not clearly exceed
         options += [(w, word) for w, ids in facts.filters(i)
                     if len(ids) > 1 and len(ids & near) == 1 and not {k for k, _ in w} & set(without)]  # fmt: skip
     if not options:
@@ -178,17 +174,14 @@ def _pick_program(facts, i, rng, words, without=()):
     return Program(_draw_where([w for w, o in options if o == word], rng), pick=word)
 
 
-def _location_program(facts, i, rng, long, depth_words):
-    return _pick_program(facts, i, rng, [w for w in PICKS if w not in DEPTH_WORDS])
-
-
-def _depth_program(facts, i, rng, long, depth_words):
-    return _pick_program(facts, i, rng, [w for w in PICKS if w in DEPTH_WORDS])
+def _relations(facts, i, depth_words):
+    """(anchor, relation) pairs that clearly hold for object i."""
+    words = [w for w in RELATIONS if depth_words or w not in DEPTH_WORDS]
+    return [(a, w) for a in sorted(facts.ids - {i}) for w in words if facts.score[w][i] - facts.score[w][a] > 1]
 
 
 def _relation_program(facts, i, rng, long, depth_words):
-    words = [w for w in RELATIONS if depth_words or w not in DEPTH_WORDS]
-    pairs = [(a, w) for a in sorted(facts.ids - {i}) for w in words if facts.score[w][i] - facts.score[w][a] > 1]
+    pairs = _relations(facts, i, depth_words)
     for k in rng.permutation(len(pairs)):
         a, word = pairs[k]
         anchor = describe(facts, a, rng, long=long)
@@ -201,9 +194,16 @@ def _relation_program(facts, i, rng, long, depth_words):
     return None
 
 
-_PROPOSE = {"attribute": _attribute_program, "location": _location_program, "depth": _depth_program, "relation": _relation_program}  # fmt: skip
+def _propose(kind, facts, i, rng, long, depth_words):
+    """A program of one kind that is unambiguous, or None."""
+    if kind == "relation":
+        return _relation_program(facts, i, rng, long, depth_words)
+    if kind != "attribute":
+        return _pick_program(facts, i, rng, [w for w in PICKS if (w in DEPTH_WORDS) == (kind == "depth")])
+    where = describe(facts, i, rng, long=long)
+    return None if where is None else Program(where)
 
-# %% ../nbs/20b_questions.ipynb #f25a52e1
+# %% ../nbs/20b_questions.ipynb #bdec12af
 def expressions(
     scene: Scene,
     rng: np.random.Generator,
@@ -220,7 +220,7 @@ def expressions(
     for i in facts.objects:
         n = 0
         for kind in [kinds[k] for _ in range(2) for k in rng.permutation(len(kinds))]:
-            program = _PROPOSE[kind](facts, i, rng, long, depth_words) if n < per_object else None
+            program = _propose(kind, facts, i, rng, long, depth_words) if n < per_object else None
             if program is not None and (text := program_text(program)) not in found:
                 found[text] = Expression(text, kind, i, program)
                 n += 1
@@ -342,15 +342,9 @@ def _nearer_question(facts, rng):
     a, b = pair if answer == "first" else pair[::-1]
     return Question(f"which is nearer : {a} or {b} ?", answer, "nearer", ("first", "second"))
 
-# %% ../nbs/20b_questions.ipynb #fb80c145
-_ASK = {
-    "count": _count,
-    "color": lambda facts, rng: _attribute_question(facts, rng, "color"),
-    "shape": lambda facts, rng: _attribute_question(facts, rng, "shape"),
-    "exist": _exist,
-    "relation": _relation_question,
-    "nearer": _nearer_question,
-}
+# %% ../nbs/20b_questions.ipynb #fc14cd66
+_ASK = {"count": _count, "color": partial(_attribute_question, key="color"), "shape": partial(_attribute_question, key="shape"),
+        "exist": _exist, "relation": _relation_question, "nearer": _nearer_question}  # fmt: skip
 
 
 def vqa(
@@ -366,7 +360,7 @@ def vqa(
     asked = [_ASK[k](facts, rng) for k in kinds if depth_words or k != "nearer"]
     return [q for q in asked if q is not None]
 
-# %% ../nbs/20b_questions.ipynb #44aafddf
+# %% ../nbs/20b_questions.ipynb #86699d4f
 def _with_article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
@@ -381,8 +375,7 @@ def attribute_sentence(
     facts = Facts.of(scene)
     i = obj["id"] if isinstance(obj, dict) else int(obj)
     where = max((w for w, _ in facts.filters(i)), key=len)
-    words = [w for w in RELATIONS if depth_words or w not in DEPTH_WORDS]
-    pairs = [(a, w) for a in sorted(facts.ids - {i}) for w in words if facts.score[w][i] - facts.score[w][a] > 1]
+    pairs = _relations(facts, i, depth_words)
     sentence = _with_article(noun_phrase(where))
     for k in rng.permutation(len(pairs)):
         a, word = pairs[k]

@@ -143,7 +143,7 @@ def _write_chunk(folder, chunk, split, n, seed, px):
     _replace(folder / f"chunk{chunk:05d}.jsonl", "".join(lines))
     return len(lines)
 
-# %% ../nbs/20_scenes.ipynb #6533d39c
+# %% ../nbs/20_scenes.ipynb #ee659285
 def _start(folder, plan):
     "Make the unfinished folder, or check that the one found belongs to the same plan."
     kept = folder / "plan.json"
@@ -168,8 +168,8 @@ def _finish(folder, target, plan, chunks):
     count = sum(len(json.loads(line)["objects"]) for line in text.splitlines())
     _replace(folder / "meta.json", json.dumps(dict(**plan, objects=count, sha256=sha), indent=1))
     os.replace(folder, target)
-    for name in [*(p.name for p in parts), "plan.json"]:
-        (target / name).unlink()
+    for p in [target / "plan.json", *target.glob("chunk*.jsonl"), *target.glob("*.tmp")]:
+        p.unlink()
 
 # %% ../nbs/20_scenes.ipynb #7e56c787
 def _sha256(path):

@@ -21,7 +21,7 @@ def soft_tokens(
         p = code_logits.softmax(-1, dtype=torch.promote_types(code_logits.dtype, torch.float32))
         return p @ codebook.to(p.dtype)
 
-# %% ../nbs/13_soft_merge.ipynb #eebea4d6
+# %% ../nbs/13_soft_merge.ipynb #eb713590
 def code_positions(
     labels: Tensor,  # (B, T)
     vocab: PerceptionVocab,
@@ -41,7 +41,9 @@ def soft_merge(
 ) -> tuple[Tensor, Tensor]:  # latents (B, n, D), zero in invalid rows; valid (B,) bool
     "Algorithm 1, lines 1-10: expected code vectors at the depth positions of every sample."
     if len(codebook) != vocab.n_codes:
-        raise ValueError(f"the codebook has {len(codebook)} codes, the vocabulary {vocab.n_codes}: they belong to different models")
+        raise ValueError(
+            f"the codebook has {len(codebook)} codes, the vocabulary {vocab.n_codes}: they belong to different models"
+        )
     positions, valid = code_positions(labels, vocab)
     row = torch.arange(len(labels), device=labels.device)[:, None]
     codes = logits[..., vocab.code_ids[0] : vocab.code_ids[-1] + 1][row, positions]  # (B, n, K)
@@ -49,7 +51,7 @@ def soft_merge(
     latents = soft_tokens(codes.masked_fill(~valid_B11, 0.0), codebook)
     return latents * valid_B11, valid
 
-# %% ../nbs/13_soft_merge.ipynb #9a23ed32
+# %% ../nbs/13_soft_merge.ipynb #d9da3213
 def depth_reconstruction_loss(
     latents: Tensor,  # (B, n, D) from soft_merge
     valid: Tensor,  # (B,) bool
@@ -63,5 +65,7 @@ def depth_reconstruction_loss(
         maps = decode(latents[valid])
     wanted = target[valid].to(maps.dtype)
     if maps.shape != wanted.shape:
-        raise ValueError(f"decoded maps are {tuple(maps.shape)}, targets {tuple(wanted.shape)}: resize with DepthCodebook.resize")
+        raise ValueError(
+            f"decoded maps are {tuple(maps.shape)}, targets {tuple(wanted.shape)}: resize with DepthCodebook.resize"
+        )
     return (maps - wanted).square().mean((1, 2, 3)).sum() / len(valid)

@@ -24,7 +24,7 @@ def perception_tokens(
     "Names of the perception tokens."
     return [SEG, START, END, *(f"<d_{k}>" for k in range(n_codes))]
 
-# %% ../nbs/10_tokens.ipynb #7d8fafc9
+# %% ../nbs/10_tokens.ipynb #4d4402da
 @dataclass(frozen=True)
 class PerceptionVocab:
     "Ids of `[SEG]`, `<d_start>`, `<d_end>` and the depth codes in one tokenizer."
@@ -39,11 +39,17 @@ class PerceptionVocab:
         codes = tuple(int(i) for i in self.code_ids)
         object.__setattr__(self, "code_ids", codes)
         if not codes or codes != tuple(range(codes[0], codes[0] + len(codes))):
-            raise ValueError(f"code_ids must be consecutive, got {codes[:5]}...: add the tokens with PerceptionVocab.add_to")
+            raise ValueError(
+                f"code_ids must be consecutive, got {codes[:5]}...: add the tokens with PerceptionVocab.add_to"
+            )
         if len({self.seg_id, self.start_id, self.end_id, *codes}) != len(codes) + 3:
-            raise ValueError(f"ids clash: seg {self.seg_id}, start {self.start_id}, end {self.end_id}, codes {codes[0]}-{codes[-1]}")
+            raise ValueError(
+                f"ids clash: seg {self.seg_id}, start {self.start_id}, end {self.end_id}, codes {codes[0]}-{codes[-1]}"
+            )
         if self.n_tokens < 1 or round(self.n_tokens**0.5) ** 2 != self.n_tokens:
-            raise ValueError(f"n_tokens = {self.n_tokens} is not a square number: the codes fill a square grid (25, 100, ...)")
+            raise ValueError(
+                f"n_tokens = {self.n_tokens} is not a square number: the codes fill a square grid (25, 100, ...)"
+            )
 
     n_codes = property(lambda self: len(self.code_ids), doc="K")
     first_code = property(lambda self: self.code_ids[0], doc="id of code 0")
@@ -66,7 +72,9 @@ class PerceptionVocab:
             raise ValueError(f"the tokenizer has no {missing[0]!r}: call PerceptionVocab.add_to(tokenizer) first")
         ids = [vocab[name] for name in names]
         if tokenizer.encode("".join(names), add_special_tokens=False) != ids:
-            raise ValueError("the tokenizer splits perception tokens: add them with PerceptionVocab.add_to, as special tokens")
+            raise ValueError(
+                "the tokenizer splits perception tokens: add them with PerceptionVocab.add_to, as special tokens"
+            )
         return cls(*ids[:3], code_ids=tuple(ids[3:]), n_tokens=n_tokens)
 
     def depth_ids(self, codes) -> list[int]:
@@ -90,7 +98,7 @@ class PerceptionVocab:
         "True where an id is a perception token."
         return self.is_code(ids) | (ids == self.seg_id) | (ids == self.start_id) | (ids == self.end_id)
 
-# %% ../nbs/10_tokens.ipynb #b020ea63
+# %% ../nbs/10_tokens.ipynb #d9b8ccff
 def refuse_perception_tokens(
     text: str,  # a question or any other text that a user or a data set supplies
     vocab: PerceptionVocab,
@@ -98,7 +106,9 @@ def refuse_perception_tokens(
     "Raise `ValueError` when `text` contains a perception token."
     found = [name for name in vocab.names if name in text]
     if found:
-        raise ValueError(f"the text contains the perception token {found[0]!r}: only the model writes these; rephrase or escape it. Text: {text!r}")
+        raise ValueError(
+            f"the text contains the perception token {found[0]!r}: only the model writes these; rephrase or escape it. Text: {text!r}"
+        )
     return text
 
 # %% ../nbs/10_tokens.ipynb #cadcd3bd
@@ -163,7 +173,7 @@ def parse_output(
 # %% ../nbs/10_tokens.ipynb #0c3aee31
 PERCEIVE = {"none": "", "seg": " with mask .", "depth": " with depth .", "both": " with mask and depth ."}
 
-# %% ../nbs/10_tokens.ipynb #bbec9a2e
+# %% ../nbs/10_tokens.ipynb #8c22c427
 class PerceptionGrammar:
     "Logits processor that forces the perception part of Eq. 1 and then bans perception tokens."
 
@@ -173,7 +183,9 @@ class PerceptionGrammar:
         perceive: str,  # "seg", "depth" or "both"
     ):
         if perceive not in ("seg", "depth", "both"):
-            raise ValueError(f"perceive = {perceive!r}, the grammar knows 'seg', 'depth', 'both'; decode without it for free text")
+            raise ValueError(
+                f"perceive = {perceive!r}, the grammar knows 'seg', 'depth', 'both'; decode without it for free text"
+            )
         self.vocab, self.seg, self.depth = vocab, perceive != "depth", perceive != "seg"
         self.prompt = None
 
