@@ -7,13 +7,14 @@ __all__ = ['SPECIALS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'LORA_TARGETS', 'build_t
            'check_image', 'normalise', 'image_tiles', 'backbone_config', 'build_backbone', 'place_cells',
            'init_new_rows', 'add_tokens', 'set_trainable']
 
-# %% ../nbs/15_backbone.ipynb #a2cc3b96
+# %% ../nbs/15_backbone.ipynb #49cf695f
 import re
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
+
 from .settings import Settings
 from .tokens import PerceptionVocab
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'NORMALIZATION', 'normalize_depth', 'Preset', 'DepthCodebook', 'read_foreign', 'save_codebook',
-           'load_codebook', 'draw_batches', 'train_codebook', 'start_codes', 'perplexity', 'evaluate_codebook',
-           'depth_maps', 'fit_codebook', 'codebook_spec', 'ensure_codebook']
+           'load_codebook', 'draw_batches', 'train_codebook', 'start_codes', 'evaluate_codebook', 'depth_maps',
+           'fit_codebook', 'codebook_spec', 'ensure_codebook']
 
-# %% ../nbs/11_codebook.ipynb #341ce91c
+# %% ../nbs/11_codebook.ipynb #a1ed560e
 import json
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .record import write_json
-from .vqvae import VectorQuantizer, aurora_networks, compact_networks, nearest
+from .vqvae import VectorQuantizer, aurora_networks, compact_networks, nearest, perplexity
 
 # %% ../nbs/11_codebook.ipynb #34b04986
 def normalize_depth(
@@ -51,7 +51,7 @@ PRESETS = {
     "compact": Preset("bilinear", 0.2, 0.1, 1e-3, 64),
 }
 
-# %% ../nbs/11_codebook.ipynb #058b0f8e
+# %% ../nbs/11_codebook.ipynb #18611f07
 class DepthCodebook(nn.Module):
     "VQ-VAE between depth maps (B, 1, size, size) in [0, 1] and grids of codes."
 
@@ -84,15 +84,6 @@ class DepthCodebook(nn.Module):
         "Untrained codebook of these settings."
         grid = math.isqrt(settings.n_depth_tokens)
         return cls(settings.n_codes, settings.code_dim, settings.depth_size, grid, settings.codebook_preset)
-
-    def save_pretrained(self, folder, **notes) -> Path:
-        "See `save_codebook`."
-        return save_codebook(self, folder, **notes)
-
-    @staticmethod
-    def from_pretrained(path, size: int = 320) -> "DepthCodebook":
-        "See `load_codebook`."
-        return load_codebook(path, size)
 
     def freeze(self) -> "DepthCodebook":
         "Fix it for good: no gradient to its parameters, and `.train()` of a surrounding model no longer reaches it."
@@ -170,7 +161,7 @@ def read_foreign(
     state.pop("codebook.weight", None)
     return state
 
-# %% ../nbs/11_codebook.ipynb #46253d87
+# %% ../nbs/11_codebook.ipynb #23509e94
 def save_codebook(
     codebook: DepthCodebook,
     folder: str | Path,  # receives model.safetensors and codebook.json
@@ -218,6 +209,9 @@ def load_codebook(
         raise ValueError(f"{path}: {len(wrong)} tensors are missing, unknown or of another shape: {wrong[:4]}")
     codebook.load_state_dict(state)
     return codebook.freeze()
+
+
+DepthCodebook.save_pretrained, DepthCodebook.from_pretrained = save_codebook, staticmethod(load_codebook)
 
 # %% ../nbs/11_codebook.ipynb #10d2837f
 def draw_batches(
@@ -281,15 +275,7 @@ def start_codes(
         pool.append(z.permute(0, 2, 3, 1).reshape(-1, codebook.code_dim))
     codebook._vq_vae.start(torch.cat(pool), len(pool[0]))
 
-# %% ../nbs/11_codebook.ipynb #db1425ff
-def perplexity(
-    counts: Tensor,  # (K,) how often each code occurs
-) -> float:  # between 1 and K
-    "exp of the entropy of the code frequencies: the number of equally used codes that would carry as much."
-    p = counts.double() / counts.sum()
-    return float(torch.special.entr(p).sum().exp())
-
-
+# %% ../nbs/11_codebook.ipynb #fb6e78aa
 @torch.no_grad()
 def evaluate_codebook(
     codebook: DepthCodebook,

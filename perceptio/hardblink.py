@@ -143,11 +143,11 @@ class PointPool:
         order = a + np.argsort(self.id[a:b], kind="stable")
         return np.split(order, np.flatnonzero(np.diff(self.id[order])) + 1) if b > a else []
 
-# %% ../nbs/25_hardblink.ipynb #7a504bf2
+# %% ../nbs/25_hardblink.ipynb #6982bea0
 BANDS = {3: 0.16, 4: 0.26, 5: 0.32}  # height of the band that holds all points, fraction of the image height
 BAND_CENTRE = (0.35, 0.62)  # drawn uniformly, fraction of the image height
 MIN_DISTANCE = 12 / 128  # between two points, fraction of the width; AURORA: 20 / 336
-NEAREST_GAP = 1.05  # metric depth of the second nearest / nearest
+NEAREST_GAP = 1.12  # metric depth of the second nearest / nearest
 PAIR_GAP = 0.03  # between any two points, in the image's normalised disparity; AURORA's training set: 20 / 255
 
 
@@ -217,13 +217,13 @@ def debiased(
     weight = 10.0 ** (pairs // n)  # the higher up the answer, the rarer
     return kept[pair == pairs[rng.choice(len(pairs), p=weight / weight.sum())]]
 
-# %% ../nbs/25_hardblink.ipynb #61706c90
+# %% ../nbs/25_hardblink.ipynb #b38d78cf
 def sample_points(
     scene: Scene,
     n: int,  # points, a key of BANDS
     rng: np.random.Generator,
     debias: bool = True,  # False: any valid set, shortcuts and all
-    tries: int = 8,  # bands that are searched
+    tries: int = 12,  # bands that are searched
     pool: PointPool | None = None,  # of this scene, to share between calls
 ) -> MarkedQuestion | None:  # None when the scene offers no such question
     """Points on different objects of which one is clearly the nearest and is not given away by place or size."""

@@ -6,8 +6,7 @@
 __all__ = ['CONDITIONS', 'MarkedItem', 'marked_items', 'marker_baselines', 'read_letters', 'true_codes', 'evaluate_hardblink',
            'other_images', 'replacement_codes', 'token_replacement_test']
 
-# %% ../nbs/42_marker_evaluation.ipynb #77f090b5
-from collections import Counter
+# %% ../nbs/42_marker_evaluation.ipynb #b722fa39
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -81,7 +80,7 @@ def marked_items(
         )
     return [item for n in variants for item in found[n]]
 
-# %% ../nbs/42_marker_evaluation.ipynb #b58e9e5f
+# %% ../nbs/42_marker_evaluation.ipynb #1a326ab3
 def _marked_sample(perceive):
     return lambda item: ask(item.key, item.image, item.text, perceive, item.scene)
 
@@ -149,7 +148,7 @@ def evaluate_hardblink(
     score = _score_letters(items, texts, **columns)
     metrics, intervals = score.compute(), score.intervals()
     for prefix, part in parts.items():
-        metrics |= _prefixed(prefix, {k: v for k, v in part.compute().items() if k != "n"})
+        metrics |= _prefixed(prefix, {k: v for k, v in part.compute().items() if k[:2] not in ("n", "n@")})
         intervals |= _prefixed(prefix, part.intervals())
     if codebook is not None:
         agree = sum(r["parsed"] and r["letter"] == r["read"] for r in score.records)
@@ -157,7 +156,7 @@ def evaluate_hardblink(
     metrics["spans"] = span_rates([o.parsed for o in outputs], perceive)
     return {"metrics": metrics, "intervals": intervals, "baselines": marker_baselines(items), "records": score.records}
 
-# %% ../nbs/42_marker_evaluation.ipynb #04b4400e
+# %% ../nbs/42_marker_evaluation.ipynb #524e1d22
 CONDITIONS = ("own", "again", "true", "other", "random", "constant")
 
 
@@ -183,12 +182,12 @@ def replacement_codes(
         raise ValueError(
             f"item {items[truth.index(None)].key!r} has no true depth: the test needs `disparity` for every item"
         )
-    common = Counter(c for codes in truth for c in codes).most_common(1)[0][0]
+    common = int(np.bincount(np.ravel(truth)).argmax())
     n, random = len(truth[0]), rng.integers(codebook.n_codes, size=(len(items), len(truth[0])))
     return {"true": truth, "other": [truth[k] for k in other_images(items, rng)], "random": random.tolist(),
             "constant": [[common] * n] * len(items)}  # fmt: skip
 
-# %% ../nbs/42_marker_evaluation.ipynb #9fd9104e
+# %% ../nbs/42_marker_evaluation.ipynb #7b6381d0
 def _paired(first: HardBlinkScore, second: HardBlinkScore):
     "Change of the average accuracy from `first` to `second`, with its interval, and the share of answers that differ."
     pairs, parts = list(zip(first.records, second.records, strict=True)), {}
@@ -244,7 +243,9 @@ def _replacement_result(scores):
     "Metrics, intervals and records of all conditions."
     metrics, intervals, own = {"n": len(scores["own"].records)}, {}, scores["own"]
     for name, score in scores.items():
-        metrics |= _prefixed(f"{name}/", {k: v for k, v in score.compute().items() if k != "n"} | _maps(score))
+        metrics |= _prefixed(
+            f"{name}/", {k: v for k, v in score.compute().items() if k[:2] not in ("n", "n@")} | _maps(score)
+        )
         intervals |= _prefixed(f"{name}/", score.intervals())
         if name != "own":
             change, interval, changed = _paired(own, score)

@@ -173,7 +173,7 @@ def largest_object_mask(scene) -> np.ndarray:  # (H, W) bool
         raise ValueError(f"scene {scene.index} has no object: there is no largest one")
     return scene.mask(max(scene.objects, key=lambda o: o["area"])["id"])
 
-# %% ../nbs/40_metrics.ipynb #9749ba6a
+# %% ../nbs/40_metrics.ipynb #1cf34d26
 class HardBlinkScore(Score):
     "Accuracy on marker questions per number of points, and its mean over the variants."
 
@@ -209,15 +209,16 @@ class HardBlinkScore(Score):
         return {n: (sum(r["correct"] for r in g.records), len(g.records)) for n, g in groups.items()}
 
     def compute(self) -> dict[str, float]:
-        "acc@n, their mean `average` (only when every variant has questions), parse rate, number of questions."
-        out = {"parse_rate": self.rate("parsed"), "n": len(self.records)}
-        acc = {f"acc@{n}": k / total for n, (k, total) in self.counts().items()}
+        "accuracy@n, their mean `average` (only when every variant has questions), parse rate, numbers of questions."
+        counts, out = self.counts(), {"parse_rate": self.rate("parsed"), "n": len(self.records)}
+        out |= {f"n@{n}": total for n, (_, total) in counts.items()}
+        acc = {f"accuracy@{n}": k / total for n, (k, total) in counts.items()}
         mean = {"average": sum(acc.values()) / len(acc)} if len(acc) == len(self.variants) else {}
         return acc | mean | out
 
     def intervals(self) -> dict[str, tuple]:
         "Wilson intervals; that of the mean combines them."
-        parts = {f"acc@{n}": wilson(*kn) for n, kn in self.counts().items()}
+        parts = {f"accuracy@{n}": wilson(*kn) for n, kn in self.counts().items()}
         value = self.compute()
         mean = {"average": mean_interval([value[k] for k in parts], list(parts.values()))} if "average" in value else {}
         return parts | mean | {"parse_rate": wilson(sum(r["parsed"] for r in self.records), len(self.records))}
@@ -290,7 +291,7 @@ def parse_option(
     found = exact or named
     return found[0] if len(found) == 1 else None
 
-# %% ../nbs/40_metrics.ipynb #b8b68e65
+# %% ../nbs/40_metrics.ipynb #61928e8c
 class VqaScore(Score):
     "Accuracy on closed questions per kind, with baselines; the macro average gives each kind the same weight."
 
@@ -322,7 +323,7 @@ class VqaScore(Score):
         return out
 
     def compute(self) -> dict[str, float]:
-        "acc/kind and each kind's baselines, their macro averages, margin, parse rate, number of questions."
+        "accuracy/kind, n/kind and each kind's baselines, the macro averages, margin, parse rate, number of questions."
         acc = {kind: group.rate("correct") for kind, group in self.by("kind").items()}
         base, mean = self.baselines(), lambda values: sum(values) / len(acc)
         out = {"macro": mean(acc.values())} | {
@@ -333,12 +334,15 @@ class VqaScore(Score):
             "parse_rate": self.rate("parsed"),
             "n": len(self.records),
         }
-        flat = {f"acc/{k}": v for k, v in acc.items()} | {f"{b}/{k}": v for k in acc for b, v in base[k].items()}
+        flat = {f"accuracy/{k}": v for k, v in acc.items()} | {
+            f"n/{k}": len(g.records) for k, g in self.by("kind").items()
+        }
+        flat |= {f"{b}/{k}": v for k in acc for b, v in base[k].items()}
         return out | flat
 
     def intervals(self) -> dict[str, tuple]:
         "Wilson intervals of the accuracies; that of the macro average combines them."
-        groups = {f"acc/{kind}": g for kind, g in self.by("kind").items()}
+        groups = {f"accuracy/{kind}": g for kind, g in self.by("kind").items()}
         parts = {name: wilson(sum(r["correct"] for r in g.records), len(g.records)) for name, g in groups.items()}
         return parts | {"macro": mean_interval([g.rate("correct") for g in groups.values()], list(parts.values()))}
 

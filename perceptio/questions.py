@@ -40,14 +40,11 @@ PICKS = {  # superlative -> (axis, sign): the object with the largest signed val
 RELATIONS = {"left of": ("x", -1), "right of": ("x", 1), "in front of": ("distance", -1), "behind": ("distance", 1)}
 DEPTH_WORDS = frozenset(w for w, (axis, _) in (PICKS | RELATIONS).items() if axis == "distance")
 
-# %% ../nbs/20b_questions.ipynb #3b37edd3
+# %% ../nbs/20b_questions.ipynb #94c290fc
 class Facts:
     """Sets and scores of one scene's objects, computed once."""
 
-    def __init__(
-        self,
-        scene: Scene,  # the objects' `center` is in pixels, `distance` in metres
-    ):
+    def __init__(self, scene: Scene):  # its objects' `center` is in pixels, `distance` in metres
         self.split, width = scene.split, scene.image.shape[1]
         self.objects = {o["id"]: o for o in scene.objects}
         self.ids = frozenset(self.objects)
@@ -125,7 +122,7 @@ def program_text(program: Program) -> str:
         words += [program.relation, "the", noun_phrase(program.anchor)]
     return " ".join(w for w in words if w)
 
-# %% ../nbs/20b_questions.ipynb #2e2e7248
+# %% ../nbs/20b_questions.ipynb #fd7450ae
 KINDS = ("attribute", "location", "depth", "relation")
 
 
@@ -139,11 +136,7 @@ class Expression:
     program: Program = field(default=Program(), repr=False)
 
 
-def _draw_where(
-    wheres: list[Where],
-    rng: np.random.Generator,
-    long: bool = False,
-) -> Where:
+def _draw_where(wheres, rng, long=False):
     """One description: short ones (or long ones) preferred, the shape usually named."""
     weight = np.array([(2.0 if long else 0.5) ** len(w) * (1.0 if "shape" in dict(w) else 0.3) for w in wheres])
     return wheres[rng.choice(len(wheres), p=weight / weight.sum())]
@@ -226,7 +219,7 @@ def expressions(
                 n += 1
     return list(found.values())
 
-# %% ../nbs/20b_questions.ipynb #4aa7236a
+# %% ../nbs/20b_questions.ipynb #8f435d1c
 REFSETS = {
     "synthref": dict(kinds=KINDS, long=False),
     "synthref+": dict(kinds=("attribute", "depth"), long=False),
@@ -234,9 +227,7 @@ REFSETS = {
 }
 
 
-def refset(
-    name: str,  # "synthref" | "synthref+" | "synthrefg"
-) -> dict:  # keyword arguments for `expressions`
+def refset(name: str) -> dict:  # keyword arguments for `expressions`
     """What kind of expressions each of the three referring sets holds."""
     if name not in REFSETS:
         raise ValueError(f"unknown referring set {name!r}; there are {sorted(REFSETS)}")
@@ -360,7 +351,7 @@ def vqa(
     asked = [_ASK[k](facts, rng) for k in kinds if depth_words or k != "nearer"]
     return [q for q in asked if q is not None]
 
-# %% ../nbs/20b_questions.ipynb #86699d4f
+# %% ../nbs/20b_questions.ipynb #f6c036dc
 def _with_article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
@@ -384,21 +375,16 @@ def attribute_sentence(
     return f"{sentence} ."
 
 
-def caption(
-    scene: Scene,
-    rng: np.random.Generator,
-) -> str:
+def caption(scene: Scene, rng: np.random.Generator) -> str:
     """The objects from left to right, with two levels of detail."""
     keys = ATTRIBUTES if rng.integers(2) else ("color", "shape")
-    phrases = []
-    for o in sorted(scene.objects, key=lambda o: o["center"][0]):
-        phrases.append(_with_article(noun_phrase([(k, o[k]) for k in keys if o[k] != "plain"])))
+    row = sorted(scene.objects, key=lambda o: o["center"][0])
+    phrases = [_with_article(noun_phrase([(k, o[k]) for k in keys if o[k] != "plain"])) for o in row]
     return "from left to right : " + " , ".join(phrases) + " ."
 
-# %% ../nbs/20b_questions.ipynb #2ec2d87f
+# %% ../nbs/20b_questions.ipynb #764dd4cf
 _FIXED = (
-    "the a an of in front behind left right is or there how many what color shape which nearer first second yes no from to "
-    "object objects : ? . ,"
+    "the a an is or there how many what color shape which nearer first second yes no from to object objects : ? . ,"
 )
 WORDS = tuple(sorted({*_FIXED.split(), *(w for words in (*PICKS, *RELATIONS) for w in words.split()), *NUMBERS,
                       *(v for values in _VALUES.values() for v in values), *(s + "s" for s in SHAPES)}))  # fmt: skip

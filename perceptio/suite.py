@@ -22,7 +22,7 @@ from .mixture import ASK
 from .samples import Sample, Turn
 from .settings import Settings
 
-# %% ../nbs/43_suite.ipynb #9e53f716
+# %% ../nbs/43_suite.ipynb #2af7efc7
 def evaluate_world(
     predictor,  # Perceptio
     stores: dict,  # split -> SceneStore: "val", and if wanted "testA", "testB"
@@ -41,7 +41,7 @@ def evaluate_world(
             queries = res_queries(stores[split], scenes=scenes)
             results[f"res/{split}"] = evaluate_res(predictor, stores[split], queries, ASK["res"].format)
     say("hardblink")
-    items = marked_items(stores["val"], markers)
+    items = marked_items(stores["val"], markers, debias=settings.size != "smoke")  # few scenes offer a debiased question
     results["hardblink"] = evaluate_hardblink(predictor, items, codebook, "depth" if codebook else "none")
     say("vqa")
     results["vqa"] = evaluate_vqa(predictor, stores["val"], vqa_queries(stores["val"], scenes=scenes))
@@ -53,7 +53,7 @@ def evaluate_world(
             results["replacement"] = token_replacement_test(predictor, items, codebook, np.random.default_rng(0))
     return results
 
-# %% ../nbs/43_suite.ipynb #ab8b6e95
+# %% ../nbs/43_suite.ipynb #e6e9cd17
 def _row(name, result, key, n, baselines, untrained=None, unit="higher is better"):
     low, high = result["intervals"].get(key, (None, None))
     rules = {k: v for k, v in baselines.items() if v is not None}
@@ -79,17 +79,19 @@ def summary(
             rules = {k: v for k, v in base.items() if "@" not in k}
             rows.append(_row("marked points, answer", result, "average", metrics["n"], rules, before))
             rows += [_row(f"marked points, answer, {k} points", result, f"accuracy@{k}", metrics[f"n@{k}"], {"chance": 1 / k}, before) for k in (3, 4, 5) if f"accuracy@{k}" in metrics and f"n@{k}" in metrics]
-            if "read/average" in metrics:
-                rows.append(_row("marked points, read off the generated depth", result, "read/average", metrics["n"], rules, before))
+            for key, what in (("read/average", "marked points, read off the generated depth"), ("ceiling/average", "marked points, read off the true depth tokens")):
+                rows += [_row(what, result, key, metrics["n"], rules, before)] if key in metrics else []
         elif name == "depth":
-            rows.append(_row("generated depth, MSE", result, "mse", metrics["n"], {"codebook floor": metrics["floor"]}, before, "lower is better"))
+            rows.append(_row("generated depth, MSE", result, "mse", metrics["n"], {"mean map": base["mean_map"]}, before, "lower is better"))
+            rows.append(_row("true depth tokens, MSE (floor)", result, "floor", metrics["n"], {"mean map": base["mean_map"]}, before, "lower is better"))
             rows.append(_row("depth span well formed", {"metrics": metrics["spans"], "intervals": {}}, "well_formed", metrics["n"], {}, {"metrics": before["metrics"]["spans"]} if before else None))
         elif name == "vqa":
             for kind in sorted(k.removeprefix("accuracy/") for k in metrics if k.startswith("accuracy/")):
-                rows.append(_row(f"vqa, {kind}", result, f"accuracy/{kind}", metrics.get(f"n/{kind}"), {k: v for k, v in base.items() if k.endswith(f"/{kind}")}, before))
+                rows.append(_row(f"vqa, {kind}", result, f"accuracy/{kind}", metrics[f"n/{kind}"], {"majority": metrics[f"majority/{kind}"] if f"majority/{kind}" in metrics else base[f"majority/{kind}"]}, before))
+            rows.append(_row("vqa, mean of the kinds", result, "macro", metrics["n"], {"majority": metrics["macro_majority"]}, before))
     return pd.DataFrame(rows)
 
-# %% ../nbs/43_suite.ipynb #c4c62c1a
+# %% ../nbs/43_suite.ipynb #ab7a748d
 def cases(
     predictor,  # Perceptio
     store,  # SceneStore
@@ -106,7 +108,7 @@ def cases(
         iou = 0.0 if out.mask is None else (out.mask & true).sum() / (out.mask | true).sum()
         found.append(dict(image=out.image, true_mask=true, mask=out.mask, true_depth=store[q.scene].disparity, depth=out.depth,
                           question=out.question, answer=out.text, truth=f"IoU {iou:.2f}", right=bool(iou >= 0.5)))  # fmt: skip
-    marked = marked_items(store, max(1, min(20, len(store) // 2)), variants=(4,))
+    marked = marked_items(store, max(1, min(20, len(store) // 2)), variants=(4,), debias=len(store) > 100)
     samples = [Sample(i.key, "case", i.image, [Turn(i.text, "")], scene=i.scene) for i in marked]
     points = []
     for item, out in zip(marked, predictor.generate(samples, "depth")):

@@ -173,7 +173,7 @@ def parse_output(
 # %% ../nbs/10_tokens.ipynb #0c3aee31
 PERCEIVE = {"none": "", "seg": " with mask .", "depth": " with depth .", "both": " with mask and depth ."}
 
-# %% ../nbs/10_tokens.ipynb #8c22c427
+# %% ../nbs/10_tokens.ipynb #45ee466e
 class PerceptionGrammar:
     "Logits processor that forces the perception part of Eq. 1 and then bans perception tokens."
 
@@ -206,7 +206,7 @@ class PerceptionGrammar:
         n_vocab: int,  # V
     ) -> Tensor:  # (B, V) bool
         "Tokens that may come next in each row."
-        vocab, (rows, steps) = self.vocab, generated.shape
+        vocab = self.vocab
         ids = torch.arange(n_vocab, device=generated.device)
         is_start = generated == vocab.start_id
         started = is_start.any(1)
@@ -215,7 +215,7 @@ class PerceptionGrammar:
         need_start = self.depth & ~started & ~need_seg
         need_code = started & (n_inside < vocab.n_tokens)
         need_end = started & (n_inside == vocab.n_tokens)
-        out = (~vocab.is_perception(ids)).repeat(rows, 1)
+        out = (~vocab.is_perception(ids)).repeat(len(generated), 1)
         for rule, tokens in (
             (need_seg, ids == vocab.seg_id),
             (need_start, ids == vocab.start_id),
