@@ -196,7 +196,7 @@ def cell_words() -> dict[str, int]:  # word -> column
     names = [*SIZES, *COLORS, *MATERIALS, *(p for p in PATTERNS if p != "plain"), *SHAPES, *LETTERS]
     return {w: i for i, w in enumerate(names)}
 
-# %% ../nbs/32_base_tasks.ipynb #408ccc12
+# %% ../nbs/32_base_tasks.ipynb #be642b71
 def encode_turns(
     tokenizer,
     turns: Sequence[tuple[str, str]],  # (question, answer)
@@ -238,7 +238,7 @@ def turn_weight(
 ) -> float:  # relative frequency
     "Plain descriptions come more often than comparisons: they are learnt first and everything else needs them."
     compares = any(w in question for w in (" left of ", " right of ", "most ", "lowest "))
-    return {"where": 0.35 if compares else 1.2, "vqa": 0.7, "caption": 0.25, "at": 0.5, "point": 2.0, "under": 1.0, "which": 0.7}[kind]
+    return {"where": 0.35 if compares else 1.0, "vqa": 0.5, "caption": 0.1, "at": 0.25, "point": 2.0, "under": 1.5, "which": 1.5}[kind]
 
 
 class BaseDataset(Dataset):
@@ -265,7 +265,7 @@ class BaseDataset(Dataset):
         i = index % len(self.store)
         scene = self.store[i]
         image, turns, labels = scene.image, list(self.pool[i]), []
-        if rng.random() < 0.5:
+        if rng.random() < 0.75:
             points, letters = random_markers(scene, rng)
             image = draw_markers(image, points, letters)
             labels = [(c, (x0, y0, x1, y1 - 5)) for c, (x0, y0, x1, y1) in zip(letters, marker_boxes(points, image.shape[1]))]

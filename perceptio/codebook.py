@@ -51,7 +51,7 @@ PRESETS = {
     "compact": Preset("bilinear", 0.2, 0.1, 1e-3, 64),
 }
 
-# %% ../nbs/11_codebook.ipynb #18611f07
+# %% ../nbs/11_codebook.ipynb #b4b69a09
 class DepthCodebook(nn.Module):
     "VQ-VAE between depth maps (B, 1, size, size) in [0, 1] and grids of codes."
 
@@ -72,8 +72,8 @@ class DepthCodebook(nn.Module):
             )
         self.config = dict(n_codes=n_codes, code_dim=code_dim, size=size, grid=grid, preset=preset)
         self.n_codes, self.code_dim, self.size, self.grid, self.preset = n_codes, code_dim, size, grid, PRESETS[preset]
-        networks = aurora_networks(code_dim) if preset == "aurora" else compact_networks(code_dim, size // grid)
-        self.encoder, self.decoder = networks
+        aurora = preset == "aurora"
+        self.encoder, self.decoder = aurora_networks(code_dim) if aurora else compact_networks(code_dim, size // grid)
         self._vq_vae = VectorQuantizer(n_codes, code_dim, revive=self.preset.revive)
 
     n_tokens = property(lambda self: self.grid**2, doc="n, codes per map")
@@ -82,8 +82,8 @@ class DepthCodebook(nn.Module):
     @classmethod
     def from_settings(cls, settings) -> "DepthCodebook":
         "Untrained codebook of these settings."
-        grid = math.isqrt(settings.n_depth_tokens)
-        return cls(settings.n_codes, settings.code_dim, settings.depth_size, grid, settings.codebook_preset)
+        s, grid = settings, math.isqrt(settings.n_depth_tokens)
+        return cls(s.n_codes, s.code_dim, s.depth_size, grid, s.codebook_preset)
 
     def freeze(self) -> "DepthCodebook":
         "Fix it for good: no gradient to its parameters, and `.train()` of a surrounding model no longer reaches it."
@@ -110,7 +110,8 @@ class DepthCodebook(nn.Module):
                 f"depth ranges over {depth.amin():.3g}..{depth.amax():.3g}: the codebook reads inverse depth in [0, 1], "
                 "see normalize_depth; other ranges encode without error to meaningless codes"
             )
-        return self.encoder(self.resize(depth) * 2 - 1)
+        with torch.autocast(depth.device.type, enabled=False):
+            return self.encoder(self.resize(depth) * 2 - 1)
 
     @torch.no_grad()
     def encode(self, depth: Tensor) -> Tensor:  # (B, n) long, row-major
@@ -120,8 +121,9 @@ class DepthCodebook(nn.Module):
 
     def decode_latents(self, latents: Tensor) -> Tensor:  # (B, 1, size, size), not clipped
         "Depth of code vectors or mixtures of them (B, n, D); differentiable."
-        grid = latents.reshape(len(latents), self.grid, self.grid, self.code_dim).permute(0, 3, 1, 2)
-        return (self.decoder(grid) + 1) / 2
+        grid = latents.float().reshape(-1, self.grid, self.grid, self.code_dim).permute(0, 3, 1, 2)
+        with torch.autocast(latents.device.type, enabled=False):
+            return (self.decoder(grid) + 1) / 2
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:  # (B, 1, size, size) in [0, 1]
@@ -161,7 +163,7 @@ def read_foreign(
     state.pop("codebook.weight", None)
     return state
 
-# %% ../nbs/11_codebook.ipynb #23509e94
+# %% ../nbs/11_codebook.ipynb #b432cae1
 def save_codebook(
     codebook: DepthCodebook,
     folder: str | Path,  # receives model.safetensors and codebook.json
@@ -192,7 +194,7 @@ def load_codebook(
             )
         from safetensors.torch import load_file
 
-        codebook = DepthCodebook(**json.loads((path / "codebook.json").read_text())["config"])
+        config = json.loads((path / "codebook.json").read_text())["config"]
         state = load_file(path / "model.safetensors")
     elif path.exists():
         state = read_foreign(path)
@@ -200,14 +202,17 @@ def load_codebook(
             raise ValueError(
                 f"{path} is no depth VQ-VAE of AURORA's format: no '_vq_vae._embedding' among {sorted(state)[:4]}..."
             )
-        codebook = DepthCodebook(*state["_vq_vae._embedding"].shape, size=size, grid=size // 32, preset="aurora")
+        n_codes, code_dim = state["_vq_vae._embedding"].shape
+        config = dict(n_codes=n_codes, code_dim=code_dim, size=size, grid=size // 32, preset="aurora")
     else:
         raise ValueError(f"{path} does not exist: train a codebook (train_codebook.ipynb) or name a checkpoint")
+    with torch.device("meta"):  # no random weights are drawn just to be replaced
+        codebook = DepthCodebook(**config)
     own = codebook.state_dict()
     wrong = [k for k in {**own, **state} if k not in own or k not in state or own[k].shape != state[k].shape]
     if wrong:
         raise ValueError(f"{path}: {len(wrong)} tensors are missing, unknown or of another shape: {wrong[:4]}")
-    codebook.load_state_dict(state)
+    codebook.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return codebook.freeze()
 
 
@@ -275,7 +280,7 @@ def start_codes(
         pool.append(z.permute(0, 2, 3, 1).reshape(-1, codebook.code_dim))
     codebook._vq_vae.start(torch.cat(pool), len(pool[0]))
 
-# %% ../nbs/11_codebook.ipynb #fb6e78aa
+# %% ../nbs/11_codebook.ipynb #14f38bcc
 @torch.no_grad()
 def evaluate_codebook(
     codebook: DepthCodebook,
@@ -291,24 +296,19 @@ def evaluate_codebook(
         counts += torch.bincount(ids.flatten(), minlength=codebook.n_codes).cpu()
         squared, absolute = squared + error.square().sum().item(), absolute + error.abs().sum().item()
         pixels += error.numel()
-    mse = squared / pixels
-    return dict(
-        mse=mse,
-        rmse=math.sqrt(mse),
-        mae=absolute / pixels,
-        codes_used=int((counts > 0).sum()),
-        perplexity=perplexity(counts),
-        counts=counts.long().tolist(),
-    )
+    mse, used = squared / pixels, int((counts > 0).sum())
+    errors = dict(mse=mse, rmse=math.sqrt(mse), mae=absolute / pixels)
+    return errors | dict(codes_used=used, perplexity=perplexity(counts), counts=counts.long().tolist())
 
-# %% ../nbs/11_codebook.ipynb #f2a12004
+# %% ../nbs/11_codebook.ipynb #bd00fead
 def depth_maps(
     store,  # SceneStore, or anything with len() and .disparities(indices) -> (N, H, W) in [0, 1]
     settings,  # Settings: depth_size, codebook_preset
     limit: int = 20_000,  # maps to keep in memory, at equal steps through the store; 13 kB each at 80 px
 ) -> Tensor:  # (N, depth_size, depth_size) float16
     "Depth maps of a store at the size of the codebook."
-    codebook, kept = DepthCodebook.from_settings(settings), []
+    with torch.device("meta"):  # only its resize is used
+        codebook, kept = DepthCodebook.from_settings(settings), []
     for index in torch.arange(0, len(store), math.ceil(len(store) / limit)).split(256):
         maps = torch.from_numpy(store.disparities(index.numpy()))
         kept.append(codebook.resize(maps[:, None])[:, 0].clamp(0, 1).half())

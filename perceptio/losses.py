@@ -152,7 +152,7 @@ def sample_points(
     uniform = torch.rand(n, n_points - n_important, 2, generator=generator, device=device)
     return torch.cat([important, uniform], 1)
 
-# %% ../nbs/12_losses.ipynb #ab70adef
+# %% ../nbs/12_losses.ipynb #285689de
 def mask_loss(
     mask_logits: Tensor,  # (N, h, w)
     masks: Tensor,  # (N, H, W) in [0, 1]; the same resolution when n_points = 0
@@ -163,6 +163,7 @@ def mask_loss(
     if len(mask_logits) == 0:
         nothing = mask_logits.sum()
         return {"mask_ce": nothing, "mask_dice": nothing}
+    mask_logits = mask_logits.to(torch.promote_types(mask_logits.dtype, torch.float32))
     masks = masks.to(mask_logits.dtype)
     if n_points:
         points = sample_points(mask_logits, n_points, generator)

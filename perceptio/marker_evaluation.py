@@ -6,14 +6,16 @@
 __all__ = ['CONDITIONS', 'MarkedItem', 'marked_items', 'marker_baselines', 'read_letters', 'true_codes', 'evaluate_hardblink',
            'other_images', 'replacement_codes', 'token_replacement_test']
 
-# %% ../nbs/42_marker_evaluation.ipynb #b722fa39
+# %% ../nbs/42_marker_evaluation.ipynb #7194e64f
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from .evaluation import Predictor, ask, decode_maps, encode_maps, predict
+from .depth_evaluation import decode_maps, encode_maps
+from .depth_metrics import read_depth_at
+from .evaluation import Predictor, ask, predict
 from perceptio.hardblink import (
     QUESTION,
     SHORTCUTS,
@@ -24,7 +26,7 @@ from perceptio.hardblink import (
     shortcut_answer,
 )
 from .intervals import mean_interval, paired_interval, wilson
-from .metrics import HardBlinkScore, read_depth_at, span_rates
+from .metrics import HardBlinkScore, span_rates
 from .scenes import SPLITS
 
 # %% ../nbs/42_marker_evaluation.ipynb #735ae785

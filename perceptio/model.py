@@ -39,7 +39,7 @@ def supervised_costs(
     costs[:, 1:][here] = F.cross_entropy(logits, labels[:, 1:][here], reduction="none")
     return costs
 
-# %% ../nbs/16_model.ipynb #fcc501ab
+# %% ../nbs/16_model.ipynb #57eadace
 def language_loss(
     costs: torch.Tensor,  # (B, T) from supervised_costs
     labels: torch.Tensor,  # (B, T)
@@ -47,14 +47,16 @@ def language_loss(
     mean: str = "token",  # "token" (the paper) | "group"
 ) -> dict[str, torch.Tensor]:  # "llm", and for reading the curves "text_ce", "perception_ce"
     "L_LLM (section 3.4)."
-    supervised = labels != -100
-    perception = vocab.is_perception(labels) & supervised
-    parts = {name: costs[here].sum() / here.sum().clamp(min=1) for name, here in (("text_ce", supervised & ~perception), ("perception_ce", perception))}
-    if mean == "group":
-        return {"llm": parts["text_ce"] + parts["perception_ce"]} | {k: v.detach() for k, v in parts.items()}
-    if mean != "token":
+    if mean not in ("token", "group"):
         raise ValueError(f"lm_mean is {mean!r}: use 'token' (the paper) or 'group'")
-    return {"llm": costs.sum() / supervised.sum().clamp(min=1)} | {k: v.detach() for k, v in parts.items()}
+    supervised, perception = labels != -100, vocab.is_perception(labels)
+    parts = {}
+    for name, here in (("text_ce", supervised & ~perception), ("perception_ce", supervised & perception)):
+        count = here.sum(1)
+        per_sample = (costs * here).sum(1) / count.clamp(min=1)
+        parts[name] = per_sample.sum() / (count > 0).sum().clamp(min=1)
+    total = parts["text_ce"] + parts["perception_ce"] if mean == "group" else costs.sum() / supervised.sum().clamp(min=1)
+    return {"llm": total} | {name: part.detach() for name, part in parts.items()}
 
 # %% ../nbs/16_model.ipynb #791f619c
 def code_logits(
