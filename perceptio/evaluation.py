@@ -110,7 +110,7 @@ class FunctionPredictor:
         self.seen.append(samples)
         return [self.answer(s, c) for s, c in zip(samples, codes or [None] * len(samples))]
 
-# %% ../nbs/41_evaluation.ipynb #4d4725d7
+# %% ../nbs/41_evaluation.ipynb #99dfad4a
 def scene_rng(
     seed: int,
     scene: Scene,
@@ -146,7 +146,8 @@ def res_queries(
     **choose,  # keyword arguments of questions.expressions, e.g. **refset("synthref+")
 ) -> list[Query]:
     "Referring expressions about the scenes of a split."
-    return [q for i, s in numbered_scenes(store, scenes) for q in _queries(expressions(s, scene_rng(seed, s), **choose), i, s)]
+    draw = lambda scene: expressions(scene, scene_rng(seed, scene), **choose)
+    return [q for i, s in numbered_scenes(store, scenes) for q in _queries(draw(s), i, s)]
 
 # %% ../nbs/41_evaluation.ipynb #9c08d948
 def _grouped(score, groups):
