@@ -345,6 +345,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'perceptio.model.load_mask_head': ('model.html#load_mask_head', 'perceptio/model.py'),
                                  'perceptio.model.load_model': ('model.html#load_model', 'perceptio/model.py'),
                                  'perceptio.model.load_state': ('model.html#load_state', 'perceptio/model.py'),
+                                 'perceptio.model.mask_centres': ('model.html#mask_centres', 'perceptio/model.py'),
+                                 'perceptio.model.point_loss': ('model.html#point_loss', 'perceptio/model.py'),
                                  'perceptio.model.read_settings': ('model.html#read_settings', 'perceptio/model.py'),
                                  'perceptio.model.save_model': ('model.html#save_model', 'perceptio/model.py'),
                                  'perceptio.model.saved_state': ('model.html#saved_state', 'perceptio/model.py'),

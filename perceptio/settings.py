@@ -28,7 +28,7 @@ from perceptio.notebook import (  # noqa: F401  the names of `_all_` are part of
 
 _all_ = ["check_parameters", "data_dir", "in_test", "nearest", "project_root", "run_dir", "scratch_dir"]
 
-# %% ../nbs/00_settings.ipynb #755bb276
+# %% ../nbs/00_settings.ipynb #40b538da
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     "Which run this is."
@@ -103,6 +103,7 @@ class LossSettings:
     mask_ce: float  # binary cross-entropy of the mask, Eq. 3
     mask_dice: float  # DICE of the mask, Eq. 3
     mask_points: int  # sampled points per mask; 0 = every pixel
+    seg_point: float  # weight of pulling the projected [SEG] towards SAM2's own point prompt at the mask's centre; 0 = off
     lambda_depth: float  # of L_depth = marker + token + count, Eq. 4
     lambda_marker: float  # of L_marker, Eq. 5
     lambda_token: float  # of L_token, Eq. 6
