@@ -350,6 +350,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'perceptio.model.read_settings': ('model.html#read_settings', 'perceptio/model.py'),
                                  'perceptio.model.save_model': ('model.html#save_model', 'perceptio/model.py'),
                                  'perceptio.model.saved_state': ('model.html#saved_state', 'perceptio/model.py'),
+                                 'perceptio.model.seg_states': ('model.html#seg_states', 'perceptio/model.py'),
                                  'perceptio.model.supervised_costs': ('model.html#supervised_costs', 'perceptio/model.py')},
             'perceptio.notebook': { 'perceptio.notebook.check_parameters': ('notebook.html#check_parameters', 'perceptio/notebook.py'),
                                     'perceptio.notebook.check_type': ('notebook.html#check_type', 'perceptio/notebook.py'),

@@ -162,19 +162,20 @@ def place_cells(
     rows, columns = wave[:, None].expand(side, side, -1), wave[None].expand(side, side, -1)
     embedding[0, 1:] = torch.cat([rows, columns], -1).flatten(0, 1)
 
-# %% ../nbs/15_backbone.ipynb #5ccaa518
+# %% ../nbs/15_backbone.ipynb #e7327068
 @torch.no_grad()
 def init_new_rows(
     weight: torch.Tensor,  # (V, H) embedding or head
     ids: Sequence[int],  # rows to initialise
     generator: torch.Generator,
+    spread: float = 0.5,  # noise, in standard deviations of the old rows
 ) -> None:
-    "New rows = mean of the old rows + noise of half their spread."
+    "New rows = mean of the old rows + noise."
     new = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     new[list(ids)] = True
     old = weight[~new].float()
     noise = torch.randn(len(ids), weight.shape[1], generator=generator).to(weight.device)
-    weight[list(ids)] = (old.mean(0) + 0.5 * old.std(0) * noise).to(weight.dtype)
+    weight[list(ids)] = (old.mean(0) + spread * old.std(0) * noise).to(weight.dtype)
 
 
 def add_tokens(
@@ -187,8 +188,8 @@ def add_tokens(
     if model.get_input_embeddings().num_embeddings < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     generator = torch.Generator().manual_seed(settings.seed)
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        init_new_rows(layer.weight.data, [vocab.seg_id, vocab.start_id, vocab.end_id, *vocab.code_ids], generator)
+    for layer, spread in ((model.get_input_embeddings(), 0.5), (model.get_output_embeddings(), 0.05)):
+        init_new_rows(layer.weight.data, [vocab.seg_id, vocab.start_id, vocab.end_id, *vocab.code_ids], generator, spread)
     return vocab
 
 # %% ../nbs/15_backbone.ipynb #9c23b8b9

@@ -25,7 +25,7 @@ from .segmentation import upsample
 from .settings import project_root
 from .tokens import PERCEIVE, Parsed, PerceptionGrammar, parse_output
 
-# %% ../nbs/17_generation.ipynb #5a2dc6db
+# %% ../nbs/17_generation.ipynb #8206df22
 @contextmanager
 def last_states(
     backbone,  # InternVLForConditionalGeneration
@@ -55,7 +55,7 @@ class Written:
     "What the language model wrote for one row."
 
     ids: list[int]  # new tokens, the end token excluded
-    seg_state: torch.Tensor | None  # (H,) state at the first [SEG], None if there is none or it was the last token
+    seg_state: torch.Tensor | None  # (H,) state of the first [SEG] (settings.seg_state), None if there is none or it never existed
 
 
 @torch.no_grad()
@@ -80,11 +80,12 @@ def write(
         )  # fmt: skip
     hidden = torch.cat(states, 1)  # (B, T + new - 1, H): the state at every token that was fed
     start = ids.shape[1] - given
-    return [written(row[start:].tolist(), states[start:], tokenizer, model.vocab) for row, states in zip(out, hidden)]
+    shift = 0 if model.settings.seg_state == "at" else 1
+    return [written(row[start:].tolist(), states[start - shift :], tokenizer, model.vocab) for row, states in zip(out, hidden)]
 
 
 def written(ids, states, tokenizer, vocab) -> Written:
-    "Cut one row at its end token and find its [SEG] state."
+    "Cut one row at its end token and find its [SEG] state; `states` begins with the one that belongs to the first id."
     stop = (tokenizer.eos_token_id, tokenizer.pad_token_id)
     length = next((k for k, i in enumerate(ids) if i in stop), len(ids))
     ids = ids[:length]

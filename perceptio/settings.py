@@ -28,7 +28,7 @@ from perceptio.notebook import (  # noqa: F401  the names of `_all_` are part of
 
 _all_ = ["check_parameters", "data_dir", "in_test", "nearest", "project_root", "run_dir", "scratch_dir"]
 
-# %% ../nbs/00_settings.ipynb #40b538da
+# %% ../nbs/00_settings.ipynb #cf74bfc3
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     "Which run this is."
@@ -103,6 +103,7 @@ class LossSettings:
     mask_ce: float  # binary cross-entropy of the mask, Eq. 3
     mask_dice: float  # DICE of the mask, Eq. 3
     mask_points: int  # sampled points per mask; 0 = every pixel
+    seg_state: str  # "at": the state at [SEG] | "previous": the state that predicts [SEG]
     seg_point: float  # weight of pulling the projected [SEG] towards SAM2's own point prompt at the mask's centre; 0 = off
     lambda_depth: float  # of L_depth = marker + token + count, Eq. 4
     lambda_marker: float  # of L_marker, Eq. 5
@@ -151,7 +152,7 @@ class DataSettings:
     use_depth: bool  # depth tokens, their data and their losses
     use_seg: bool  # [SEG], its data and its loss
 
-# %% ../nbs/00_settings.ipynb #0106fc16
+# %% ../nbs/00_settings.ipynb #fd9fe76e
 CHOICES = dict(
     text_model=("qwen2", "llama"),
     codebook_preset=("aurora", "compact"),
@@ -159,6 +160,7 @@ CHOICES = dict(
     new_embeddings=("new_rows", "full"),
     count_mode=("paper", "soft"),
     lm_mean=("token", "group"),
+    seg_state=("at", "previous"),
     precision=("bf16", "fp32"),
     data=("scenes", "paper"),
 )
