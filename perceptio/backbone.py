@@ -7,8 +7,7 @@ __all__ = ['SPECIALS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'LORA_TARGETS', 'build_t
            'check_image', 'normalise', 'image_tiles', 'backbone_config', 'build_backbone', 'place_cells',
            'init_new_rows', 'add_tokens', 'set_trainable']
 
-# %% ../nbs/15_backbone.ipynb #49cf695f
-import re
+# %% ../nbs/15_backbone.ipynb #356d1780
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,7 +55,7 @@ def question_text(
     image = f"<img>{'<IMG_CONTEXT>' * n_image_tokens}</img>\n" if n_image_tokens else ""
     return f"<|im_start|>user\n{image}{question}<|im_end|>\n<|im_start|>assistant\n"
 
-# %% ../nbs/15_backbone.ipynb #04fde62a
+# %% ../nbs/15_backbone.ipynb #22fbfebe
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -98,7 +97,7 @@ def image_tiles(
     if settings.max_tiles == 1:
         if image.shape[:2] != (size, size):
             image = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
-        return normalise(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None])
+        return normalise(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
     processor = GotOcr2ImageProcessorPil(size={"height": size, "width": size}, crop_to_patches=True, max_patches=settings.max_tiles)
