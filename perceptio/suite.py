@@ -93,7 +93,7 @@ def summary(
             rows.append(_row("vqa, mean of the kinds", result, "macro", metrics["n"], {"majority": metrics["macro_majority"]}, before))
     return pd.DataFrame(rows)
 
-# %% ../nbs/43_suite.ipynb #3e01cbf1
+# %% ../nbs/43_suite.ipynb #cace9c61
 PARTS = ("res/val", "res/testA", "res/testB", "hardblink", "depth", "vqa", "replacement")
 
 
@@ -123,10 +123,10 @@ def markdown(
         shown = ", ".join(f"{name} {replaced[f'{name}/average']:.3f}" for name in ("own", "true", "other", "random", "constant"))
         lines += ["", f"Accuracy of the marked-point answer when other depth tokens are put before it (Token Replacement Test): {shown}."]
     origin = next(iter(results.values()))
-    lines += ["", f"Run `{origin['run']['name']}`: {origin['run']['steps']} steps, commit {origin['run']['commit'][:10]}, seed {origin['seed']}, data {origin['data_hash'][:10]}, on {origin['run']['device']}."]
+    lines += ["", f"Run `{origin['run']['name']}`: {origin['settings']['max_steps']} steps, commit {origin['run']['commit'][:10]}, seed {origin['seed']}, data {origin['data_hash'][:10]}, on {origin['run']['device']}."]
     return "\n".join(lines)
 
-# %% ../nbs/43_suite.ipynb #b7471554
+# %% ../nbs/43_suite.ipynb #0029f19f
 def cases(
     predictor,  # Perceptio
     store,  # SceneStore
@@ -135,7 +135,7 @@ def cases(
     scenes: int = 40,  # how many scenes are searched
 ) -> list[dict]:  # image, true and predicted mask and depth, question, answer, truth, right
     "The first right and wrong joint answers, then the first right and wrong marked-point answers."
-    queries = [q for q in res_queries(store, scenes=min(scenes, len(store)), per_object=1)]
+    queries = list({q.scene: q for q in res_queries(store, scenes=min(scenes, len(store)), per_object=1)}.values())  # one a scene
     samples = [Sample(q.key, "case", store[q.scene].image, [Turn(ASK["joint"].format(q.about.text), "")], scene=q.scene) for q in queries]
     found = []
     for q, out in zip(queries, predictor.generate(samples, "both")):
