@@ -93,7 +93,7 @@ def summary(
             rows.append(_row("vqa, mean of the kinds", result, "macro", metrics["n"], {"majority": metrics["macro_majority"]}, before))
     return pd.DataFrame(rows)
 
-# %% ../nbs/43_suite.ipynb #cace9c61
+# %% ../nbs/43_suite.ipynb #fe5b8f2c
 PARTS = ("res/val", "res/testA", "res/testB", "hardblink", "depth", "vqa", "replacement")
 
 
@@ -114,9 +114,10 @@ def markdown(
         return "not run"
     lines = ["| measured on built-in scenes | ours | 95 % interval | n | best rule |", "| --- | --- | --- | --- | --- |"]
     for row in summary(results).to_dict("records"):
-        interval = "" if row["95 % low"] is None or row["95 % low"] != row["95 % low"] else f"{row['95 % low']:.3f}–{row['95 % high']:.3f}"
-        rule = "" if row["best rule"] is None or row["best rule"] != row["best rule"] else f"{row['best rule']:.3f} ({row['rule']})"
         digits = 4 if "MSE" in row["measured"] else 3
+        known = lambda value: value is not None and value == value  # noqa: E731  # neither absent nor NaN
+        interval = f"{row['95 % low']:.{digits}f}–{row['95 % high']:.{digits}f}" if known(row["95 % low"]) else ""
+        rule = f"{row['best rule']:.{digits}f} ({row['rule']})" if known(row["best rule"]) else ""
         lines.append(f"| {row['measured']} | **{row['ours']:.{digits}f}** | {interval} | {row['n']} | {rule} |")
     replaced = results.get("replacement", {}).get("metrics", {})
     if replaced:
