@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../nbs/10b_vqvae.ipynb #e24bf2b0
+# %% ../nbs/10b_vqvae.ipynb #c8ce519a
 def kmeans(
     z: Tensor,  # (N, D) points in random order
     n_codes: int,  # K
@@ -33,8 +33,9 @@ def nearest(
     z: Tensor,  # (N, D)
     codes: Tensor,  # (K, D)
 ) -> Tensor:  # (N,) long
-    "Index of the nearest code in squared Euclidean distance; |z|^2 is the same for all codes and left out."
-    return (codes.square().sum(1) - 2 * z @ codes.T).argmin(1)
+    "Index of the nearest code in squared Euclidean distance; |z|^2 is the same for all codes and left out. In float32, also under autocast."
+    with torch.autocast(z.device.type, enabled=False):
+        return (codes.square().sum(1) - 2 * z @ codes.T).argmin(1)
 
 
 def count_and_sum(
