@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BaseModel', 'start_weights', 'build_base', 'base_report', 'answer_tokens', 'box_iou', 'save_base']
 
-# %% ../nbs/33_pretrain_language.ipynb #b37e8130
+# %% ../nbs/33_pretrain_language.ipynb #e62654d3
 import copy
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,60 +16,51 @@ import torch.nn.functional as F
 from torch import nn
 
 from .backbone import build_backbone, image_tokens
-from .base_tasks import PLACES, collate, encode_turns, marker_turns, random_markers, scene_turns, words_box
+from .base_sequences import collate, encode_turns
+from .base_tasks import PLACES, Turn, marker_turns, random_markers, scene_turns, words_box
 from .hardblink import draw_markers
+from .pretrain_vision import place_loss
 from .scenes import Scene
 from .settings import Settings
 
-# %% ../nbs/33_pretrain_language.ipynb #1b07cd28
+# %% ../nbs/33_pretrain_language.ipynb #421d4a84
 class BaseModel(nn.Module):
-    "Backbone, next-token loss on answers, and three helpers that are thrown away after pretraining."
+    "Backbone, next-token loss on answers, and two helpers that are thrown away after pretraining."
 
     def __init__(
         self,
         backbone,  # InternVLForConditionalGeneration
-        word_ids: Sequence[int],  # token ids of the words-in-place columns
     ):
         super().__init__()
         self.backbone = backbone
-        self.register_buffer("word_ids", torch.tensor(word_ids))
-        self.scale, self.bias = nn.Parameter(torch.tensor(8.0)), nn.Parameter(torch.full((len(word_ids),), -3.0))
-        self.box_head = nn.Linear(backbone.config.text_config.hidden_size, 4 * PLACES)
+        self.box = nn.Linear(backbone.config.text_config.hidden_size, 4 * PLACES)
+        backbone.model.vision_tower.requires_grad_(False)
 
-    def forward(self, input_ids, labels, pixel_values, true, boxes, look):
+    def forward(self, input_ids, labels, share, pixel_values, look, boxes):
         "Batch -> dict of loss terms."
         core = self.backbone.model
-        vision = core.get_image_features(pixel_values=pixel_values)
         out = core(
-            input_ids=input_ids, attention_mask=torch.ones_like(input_ids), mm_encoder_outputs={"image": vision}, use_cache=False,
-            output_attentions=True,
-        )  # fmt: skip  # right padding needs no mask: no real token looks at it
-        here = labels[:, 1:] != -100
-        logits = self.backbone.lm_head(out.last_hidden_state[:, :-1][here]).float()
-        text = F.cross_entropy(logits, labels[:, 1:][here])
-        right = (logits.argmax(-1) == labels[:, 1:][here]).float().mean()
-        place, box = self.dense(vision.pooler_output.float(), true, boxes)
+            input_ids=input_ids, pixel_values=pixel_values, attention_mask=torch.ones_like(input_ids), use_cache=False, output_attentions=True
+        )  # right padding needs no mask: no real token looks at it
+        here, state = share > 0, out.last_hidden_state
+        answers = torch.roll(labels, -1, 1)[here]
+        logits = self.backbone.lm_head(state[here]).float()
+        text = (F.cross_entropy(logits, answers, reduction="none") * share[here]).sum() / share.sum()
+        right = ((logits.argmax(-1) == answers) * share[here]).sum() / share.sum()
+        begins = boxes[..., 0] != -100
+        box = place_loss(self.box(state[begins]).float(), boxes[begins])
         looking = self.looking(out.attentions[len(out.attentions) // 2], input_ids, look)
-        total = text + place + 0.25 * box + 0.25 * looking
-        return {"loss": total, "text": text, "place": place, "box": box, "looking": looking, "right": right}
+        return {"loss": text + 0.25 * box + 0.25 * looking, "text": text, "box": box, "looking": looking, "right": right}
 
     def looking(self, attention, input_ids, look):
-        "Two heads of the middle layer look at the cells an answer is about while it is written: -log of their attention there."
+        "Two heads of the middle layer look at the cells an answer hangs on while it is written: -log of their attention there."
         rows, at = torch.nonzero(look.any(-1), as_tuple=True)
         first = (input_ids == self.backbone.config.image_token_id).int().argmax(1)  # the image tokens are contiguous
         columns = first[rows, None] + torch.arange(look.shape[-1], device=look.device)
         weights = attention.float()[:, :: attention.shape[1] // 2][rows[:, None], :, at[:, None], columns]  # (R, cells, 2)
         return -(weights * look[rows, at][..., None]).sum(1).clamp(min=1e-4).log().mean()
 
-    def dense(self, tokens, true, boxes):
-        "Words in place (cosine to the words' embeddings) and the box of the object under every image token."
-        words = self.backbone.get_input_embeddings().weight[self.word_ids].float()
-        scores = self.scale * F.normalize(tokens, dim=-1) @ F.normalize(words, dim=-1).T + self.bias
-        place = F.binary_cross_entropy_with_logits(scores, true.float(), pos_weight=torch.full((), 3.0))
-        steps = self.box_head(tokens).float().unflatten(-1, (4, PLACES))
-        return place, F.cross_entropy(steps.flatten(0, 2), boxes.flatten(), ignore_index=-100)
-
-# %% ../nbs/33_pretrain_language.ipynb #fdf82a68
+# %% ../nbs/33_pretrain_language.ipynb #b2519916
 @torch.no_grad()
 def start_weights(
     backbone,  # InternVLForConditionalGeneration
@@ -89,15 +80,14 @@ def start_weights(
 def build_base(
     settings: Settings,
     tokenizer,
-    words: dict[str, int],  # words-in-place columns
-) -> BaseModel:
-    "A randomly initialised base at these settings; its embedding has no perception rows yet."
+):  # -> InternVLForConditionalGeneration
+    "A randomly initialised backbone at these settings; its embedding has no perception rows yet."
     torch.manual_seed(settings.seed)
     backbone = build_backbone(settings, vocab_size=len(tokenizer) - settings.n_codes - 3, image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))
     start_weights(backbone, torch.Generator().manual_seed(settings.seed))
-    return BaseModel(backbone, tokenizer.convert_tokens_to_ids(list(words)))
+    return backbone
 
-# %% ../nbs/33_pretrain_language.ipynb #d69105ad
+# %% ../nbs/33_pretrain_language.ipynb #2f93b581
 @torch.no_grad()
 def base_report(
     model: BaseModel,
@@ -115,7 +105,7 @@ def base_report(
         marked = draw_markers(scenes[i].image, points, letters)
         both = [(scenes[i].image, t) for t in scene_turns(scenes[i], rng)] + [(marked, t) for t in marker_turns(scenes[i], points, letters, rng)]
         for k in rng.permutation(len(both))[:24]:
-            rows.setdefault(both[k][1][0], []).append(both[k])
+            rows.setdefault(both[k][1].kind, []).append(both[k])
     report, side = {}, scenes[0].image.shape[1]
     for kind, items in rows.items():
         right, ious = [], []
@@ -133,16 +123,16 @@ def base_report(
 
 def answer_tokens(
     model: BaseModel,
-    items: Sequence[tuple],  # (image, (kind, question, answer))
+    items: Sequence[tuple[np.ndarray, Turn]],  # image, question and answer
     tokenizer,
     settings: Settings,
 ) -> list[tuple[list[int], list[int]]]:  # true and predicted answer ids, per item
     "Teacher-forced argmax at the answer positions."
     rows = []
-    for image, (_, question, answer) in items:
-        ids, labels, turn = encode_turns(tokenizer, [(question, answer)], image_tokens(settings))
-        rows.append(dict(key="", ids=ids, labels=labels, image=image, true=np.zeros((1, 1), bool), boxes=np.zeros((1, 4), int), look=np.zeros((len(ids), 1), bool), turn=turn))
-    batch = collate(rows, settings, tokenizer.pad_token_id)
+    for image, t in items:
+        ids, labels, turn = encode_turns(tokenizer, [(t.question, t.answer)], image_tokens(settings))
+        rows.append(dict(key="", ids=ids, labels=labels, image=image, look=np.zeros((1, 1), bool), turn=turn, boxes=np.full((1, 4), -100)))
+    batch = collate(rows, tokenizer.pad_token_id)
     hidden = model.backbone.model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], attention_mask=torch.ones_like(batch["input_ids"]), use_cache=False).last_hidden_state
     said = model.backbone.lm_head(hidden[:, :-1]).argmax(-1)
     here, labels = batch["labels"][:, 1:] != -100, batch["labels"][:, 1:]

@@ -233,7 +233,7 @@ def refset(name: str) -> dict:  # keyword arguments for `expressions`
         raise ValueError(f"unknown referring set {name!r}; there are {sorted(REFSETS)}")
     return dict(REFSETS[name])
 
-# %% ../nbs/20b_questions.ipynb #6be4e5ca
+# %% ../nbs/20b_questions.ipynb #4f51c42b
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 VQA_KINDS = ("count", "color", "shape", "exist", "relation", "nearer")
 
@@ -246,8 +246,9 @@ class Question:
     answer: str
     kind: str  # one of VQA_KINDS
     options: tuple[str, ...]
+    about: tuple[int, ...] = ()  # ids of the objects that decide the answer
 
-# %% ../nbs/20b_questions.ipynb #50112e53
+# %% ../nbs/20b_questions.ipynb #f5dab115
 _COUNT_TEMPLATES = (("shape",), ("shape",), ("color",), ("size",), ("material",), ("pattern",), ("size", "shape"), ("material", "shape"), ("color", "shape"))  # fmt: skip
 _VALUES = {"size": tuple(SIZES), "pattern": tuple(p for p in PATTERNS if p != "plain"), "material": tuple(MATERIALS), "color": tuple(COLORS), "shape": tuple(SHAPES)}  # fmt: skip
 
@@ -267,7 +268,7 @@ def _count(facts, rng):
     weight = np.array([min(n, 2) + 2.0 for n in sorted(by_count)])  # two and more a little more often than zero and one
     n = sorted(by_count)[rng.choice(len(weight), p=weight / weight.sum())]
     where = by_count[n][rng.integers(len(by_count[n]))]
-    return Question(f"how many {noun_phrase(where, plural=True)} ?", NUMBERS[n], "count", NUMBERS)
+    return Question(f"how many {noun_phrase(where, plural=True)} ?", NUMBERS[n], "count", NUMBERS, tuple(sorted(facts.select(where))))
 
 
 def _exist(facts, rng):
@@ -279,9 +280,10 @@ def _exist(facts, rng):
     if not pairs:
         return None
     c, s = pairs[rng.integers(len(pairs))]
-    return Question(f"is there a{'n' * (c[0] in 'aeiou')} {c} {s} ?", "yes" if yes else "no", "exist", ("yes", "no"))
+    found = facts.select((("color", c), ("shape", s)))
+    return Question(f"is there a{'n' * (c[0] in 'aeiou')} {c} {s} ?", "yes" if yes else "no", "exist", ("yes", "no"), tuple(sorted(found)))
 
-# %% ../nbs/20b_questions.ipynb #9f83f9cf
+# %% ../nbs/20b_questions.ipynb #21082358
 def _asked(facts, rng, key):
     """A random object with a description that does not say `key`."""
     for i in rng.permutation(sorted(facts.ids)):
@@ -305,24 +307,27 @@ def _attribute_question(facts, rng, key):
         return None
     answer = facts.objects[i][key]
     options = _options(answer, _VALUES[key], rng)
-    return Question(f"what {key} is {text} : {' or '.join(options)} ?", answer, key, options)
+    return Question(f"what {key} is {text} : {' or '.join(options)} ?", answer, key, options, (i,))
 
-# %% ../nbs/20b_questions.ipynb #eb32cb73
+# %% ../nbs/20b_questions.ipynb #a71c2775
 def _pair(facts, rng, word):
-    """Two described objects, the first clearly more `word` than the second."""
+    """Two objects, the first clearly more `word` than the second: ((id, description), (id, description))."""
     ids, score = sorted(facts.ids), facts.score[word]
     pairs = [(i, j) for i in ids for j in ids if score[i] - score[j] > 1]
     for k in rng.permutation(len(pairs)):
         wheres = [describe(facts, i, rng) for i in pairs[k]]
         if all(wheres):
-            return ["the " + noun_phrase(w) for w in wheres]
+            return [(i, "the " + noun_phrase(w)) for i, w in zip(pairs[k], wheres)]
     return None
 
 
 def _relation_question(facts, rng):
     answer = ("left", "right")[rng.integers(2)]
     pair = _pair(facts, rng, f"{answer} of")
-    return pair and Question(f"is {pair[0]} left or right of {pair[1]} ?", answer, "relation", ("left", "right"))
+    if pair is None:
+        return None
+    (i, a), (j, b) = pair
+    return Question(f"is {a} left or right of {b} ?", answer, "relation", ("left", "right"), (i, j))
 
 
 def _nearer_question(facts, rng):
@@ -330,8 +335,8 @@ def _nearer_question(facts, rng):
     if pair is None:
         return None
     answer = ("first", "second")[rng.integers(2)]
-    a, b = pair if answer == "first" else pair[::-1]
-    return Question(f"which is nearer : {a} or {b} ?", answer, "nearer", ("first", "second"))
+    (i, a), (j, b) = pair if answer == "first" else pair[::-1]
+    return Question(f"which is nearer : {a} or {b} ?", answer, "nearer", ("first", "second"), (i, j))
 
 # %% ../nbs/20b_questions.ipynb #fc14cd66
 _ASK = {"count": _count, "color": partial(_attribute_question, key="color"), "shape": partial(_attribute_question, key="shape"),
