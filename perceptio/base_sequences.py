@@ -52,13 +52,13 @@ def look_cells(
     "The cells that the answer of a turn hangs on: its marker's, or its objects'."
     return letter == LETTERS.index(f"({turn.marker})") if turn.marker else np.isin(owner, turn.objects)
 
-# %% ../nbs/32c_base_sequences.ipynb #ac93b0bb
+# %% ../nbs/32c_base_sequences.ipynb #13b50854
 def turn_weight(
     turn: Turn,
 ) -> float:  # relative frequency
     "Plain descriptions come more often than comparisons: they are learnt first and everything else needs them."
     compares = any(w in turn.question for w in (" left of ", " right of ", "most ", "lowest "))
-    return {"where": 0.5 if compares else 1.0, "vqa": 0.8, "caption": 0.1, "at": 0.2, "point": 1.5, "under": 0.8, "on": 3.0, "which": 3.0}[turn.kind]
+    return {"where": 0.75 if compares else 1.5, "vqa": 0.8, "caption": 0.1, "at": 0.2, "point": 1.5, "under": 0.8, "on": 3.0, "which": 3.0}[turn.kind]
 
 
 class BaseDataset(Dataset):
@@ -69,7 +69,7 @@ class BaseDataset(Dataset):
         store: SceneStore,
         tokenizer,
         settings: Settings,
-        budget: int = 150,  # tokens per sequence, image included: as many turns as fit
+        budget: int = 192,  # tokens per sequence, image included: as many turns as fit
         epochs: int = 1,
         cache: Path | None = None,  # where the written-down questions are kept
     ):
@@ -83,7 +83,7 @@ class BaseDataset(Dataset):
         rng = np.random.default_rng((self.settings.seed, index))
         i, n_tokens = index % len(self.store), image_tokens(self.settings)
         scene, turns, points, letters = self.store[i], list(self.pool[i]), [], []
-        if rng.random() < 0.75:
+        if rng.random() < 0.7:
             points, letters = random_markers(scene, rng)
             turns += 2 * marker_turns(scene, points, letters, rng)
         weights = np.array([turn_weight(t) for t in turns])
