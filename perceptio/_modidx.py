@@ -35,6 +35,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'perceptio.base_tasks.base_tokenizer': ('base_tasks.html#base_tokenizer', 'perceptio/base_tasks.py'),
                                       'perceptio.base_tasks.box_words': ('base_tasks.html#box_words', 'perceptio/base_tasks.py'),
                                       'perceptio.base_tasks.full_name': ('base_tasks.html#full_name', 'perceptio/base_tasks.py'),
+                                      'perceptio.base_tasks.grid_words': ('base_tasks.html#grid_words', 'perceptio/base_tasks.py'),
                                       'perceptio.base_tasks.marker_turns': ('base_tasks.html#marker_turns', 'perceptio/base_tasks.py'),
                                       'perceptio.base_tasks.place': ('base_tasks.html#place', 'perceptio/base_tasks.py'),
                                       'perceptio.base_tasks.random_markers': ('base_tasks.html#random_markers', 'perceptio/base_tasks.py'),

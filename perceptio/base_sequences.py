@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TAILS', 'encode_turns', 'look_cells', 'turn_weight', 'BaseDataset', 'load_turns', 'collate']
 
-# %% ../nbs/32c_base_sequences.ipynb #803c2dcb
+# %% ../nbs/32c_base_sequences.ipynb #c58452bb
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .backbone import image_tokens, normalise, question_text
-from .base_tasks import LETTERS, Turn, marker_turns, random_markers, scene_turns
+from .base_tasks import GRID, LETTERS, Turn, marker_turns, random_markers, scene_turns
 from .hardblink import draw_markers
 from .pretrain_vision import cell_owners, marker_cells
 from .scenes import SceneStore
@@ -43,22 +43,30 @@ def encode_turns(
         turn += [-1] * (len(asked) - 1) + [k] * len(said) + [-1]
     return ids, labels, turn
 
-# %% ../nbs/32c_base_sequences.ipynb #16214387
+# %% ../nbs/32c_base_sequences.ipynb #d98b34e3
 def look_cells(
     turn: Turn,
     owner: np.ndarray,  # (cells,) object of each cell, from cell_owners
     letter: np.ndarray,  # (cells,) marker of each cell, from marker_cells
-) -> np.ndarray:  # (cells,) bool, nowhere if nothing decides the answer
-    "The cells that the answer of a turn hangs on: its marker's, or its objects'."
-    return letter == LETTERS.index(f"({turn.marker})") if turn.marker else np.isin(owner, turn.objects)
+    length: int,  # tokens of the answer, its end included
+) -> np.ndarray:  # (length, cells) bool, nowhere if nothing decides the answer
+    "The cells that each word of an answer hangs on: its marker's, its objects', or for a grid the cell it names."
+    if turn.kind == "grid":
+        side = round(len(owner) ** 0.5)
+        middle = ((np.arange(GRID) + 0.5) * side / GRID).astype(int)
+        look = np.zeros((length, len(owner)), bool)
+        look[np.arange(GRID**2), np.add.outer(middle * side, middle).ravel()] = True
+        return look
+    cells = letter == LETTERS.index(f"({turn.marker})") if turn.marker else np.isin(owner, turn.objects)
+    return np.broadcast_to(cells, (length, len(cells)))
 
-# %% ../nbs/32c_base_sequences.ipynb #13b50854
+# %% ../nbs/32c_base_sequences.ipynb #80b0e690
 def turn_weight(
     turn: Turn,
 ) -> float:  # relative frequency
     "Plain descriptions come more often than comparisons: they are learnt first and everything else needs them."
     compares = any(w in turn.question for w in (" left of ", " right of ", "most ", "lowest "))
-    return {"where": 0.75 if compares else 1.5, "vqa": 0.8, "caption": 0.1, "at": 0.2, "point": 1.5, "under": 0.8, "on": 3.0, "which": 3.0}[turn.kind]
+    return {"where": 0.75 if compares else 1.5, "vqa": 0.8, "grid": 1.0, "caption": 0.1, "at": 0.2, "point": 1.5, "under": 0.8, "on": 3.0, "which": 3.0}[turn.kind]
 
 
 class BaseDataset(Dataset):
@@ -91,7 +99,9 @@ class BaseDataset(Dataset):
         ids, labels, turn = encode_turns(self.tokenizer, [(t.question + TAILS[rng.integers(2)], t.answer) for t in chosen], n_tokens, self.budget)
         side = round(n_tokens**0.5)
         owner, letter = cell_owners(scene.ids, side), marker_cells(scene.ids, points, letters, side)[0]
-        look = np.stack([look_cells(t, owner, letter) for t in chosen])
+        lengths = np.bincount([k for k in turn if k >= 0])
+        look = np.zeros((len(ids), n_tokens), bool)
+        look[np.array(turn) >= 0] = np.concatenate([look_cells(t, owner, letter, n) for t, n in zip(chosen, lengths)])
         boxes = [[int(w) for w in t.answer.split()] if t.kind == "where" else [-100] * 4 for t in chosen]
         return dict(key=f"{scene.split}-{i}", ids=ids, labels=labels, turn=turn, image=draw_markers(scene.image, points, letters), look=look, boxes=np.array(boxes))
 
@@ -113,7 +123,7 @@ def load_turns(
         partial.replace(cache)
     return pool
 
-# %% ../nbs/32c_base_sequences.ipynb #a4cf9343
+# %% ../nbs/32c_base_sequences.ipynb #d68a8282
 def collate(
     rows: list[dict],  # from BaseDataset
     pad_id: int,
@@ -127,7 +137,7 @@ def collate(
     for k, r in enumerate(rows):
         turn = np.array(r["turn"])
         predicts = turn >= 0
-        look[k, : len(turn)] = torch.from_numpy(r["look"][turn] & predicts[:, None])
+        look[k, : len(turn)] = torch.from_numpy(r["look"])
         first = predicts & (turn != np.roll(turn, 1))
         boxes[k, : len(turn)] = torch.from_numpy(np.where(first[:, None], r["boxes"][turn], -100))
         share[k, : len(turn)] = torch.from_numpy(predicts / np.bincount(turn[predicts])[turn])

@@ -23,7 +23,7 @@ from .pretrain_vision import place_loss
 from .scenes import Scene
 from .settings import Settings
 
-# %% ../nbs/33_pretrain_language.ipynb #421d4a84
+# %% ../nbs/33_pretrain_language.ipynb #b0a5d666
 class BaseModel(nn.Module):
     "Backbone, next-token loss on answers, and two helpers that are thrown away after pretraining."
 
@@ -34,7 +34,7 @@ class BaseModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.box = nn.Linear(backbone.config.text_config.hidden_size, 4 * PLACES)
-        backbone.model.vision_tower.requires_grad_(False)
+        backbone.requires_grad_(True).model.vision_tower.requires_grad_(False)
 
     def forward(self, input_ids, labels, share, pixel_values, look, boxes):
         "Batch -> dict of loss terms."
@@ -87,7 +87,7 @@ def build_base(
     start_weights(backbone, torch.Generator().manual_seed(settings.seed))
     return backbone
 
-# %% ../nbs/33_pretrain_language.ipynb #2f93b581
+# %% ../nbs/33_pretrain_language.ipynb #e527c091
 @torch.no_grad()
 def base_report(
     model: BaseModel,
@@ -131,7 +131,7 @@ def answer_tokens(
     rows = []
     for image, t in items:
         ids, labels, turn = encode_turns(tokenizer, [(t.question, t.answer)], image_tokens(settings))
-        rows.append(dict(key="", ids=ids, labels=labels, image=image, look=np.zeros((1, 1), bool), turn=turn, boxes=np.full((1, 4), -100)))
+        rows.append(dict(key="", ids=ids, labels=labels, image=image, look=np.zeros((len(ids), 1), bool), turn=turn, boxes=np.full((1, 4), -100)))
     batch = collate(rows, tokenizer.pad_token_id)
     hidden = model.backbone.model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], attention_mask=torch.ones_like(batch["input_ids"]), use_cache=False).last_hidden_state
     said = model.backbone.lm_head(hidden[:, :-1]).argmax(-1)
