@@ -69,7 +69,7 @@ def words_box(
     x0, y0, x1, y1 = (int(w) * step for w in words)
     return x0, y0, x1 + step, y1 + step
 
-# %% ../nbs/32_base_tasks.ipynb #54ba3392
+# %% ../nbs/32_base_tasks.ipynb #b1d50bf8
 class Turn(NamedTuple):
     "A question of the base's schooling and its answer."
 
@@ -98,7 +98,7 @@ def scene_turns(
     turns = [Turn("where", f"where is {e.text} ?", box_words(by_id[e.object_id]["box"], size), (e.object_id,)) for e in found]
     turns += [Turn("vqa", q.text, q.answer, q.about) for q in vqa(scene, rng, depth_words=False) + vqa(scene, rng, depth_words=False)]
     turns += [what_is_at(scene, o, rng) for o in scene.objects]
-    turns += [Turn("grid", f"what is the {key} map for the image ?", " ".join(grid_words(scene, key))) for key in ("color", "shape")]
+    turns += [Turn("grid", f"what is the {key} map of the image ?", " ".join(grid_words(scene, key))) for key in ("color", "shape")]
     turns.append(Turn("caption", "describe this image .", caption(scene, rng)))
     return [t for t in turns if not DEPTH_WORDS & {*t.question.split(), *t.answer.split()} and "front of" not in t.question + t.answer]
 

@@ -26,9 +26,9 @@ from .samples import Sample, Turn
 from .scenes import SPLITS, Scene, SceneStore, write_split
 from .settings import Settings
 
-# %% ../nbs/27_mixture.ipynb #11e315fc
+# %% ../nbs/27_mixture.ipynb #7c885bb4
 SOURCES = ("res", "joint", "hardblink", "depth", "vqa", "caption")
-ASK = {"res": "where is {} ?", "joint": "where is {} ?", "depth": "what is the depth map for the image ?", "caption": "describe this image ."}
+ASK = {"res": "where is {} ?", "joint": "where is {} ?", "depth": "what is the depth map of the image ?", "caption": "describe this image ."}
 
 
 def weights(settings: Settings) -> np.ndarray:  # (len(SOURCES),) probabilities
