@@ -162,17 +162,14 @@ def aurora_networks(
     head = [nn.Conv2d(code_dim, 256, 1), nn.ReLU(), ResBlock(256), ResBlock(256)]
     return encoder, nn.Sequential(*head, *up, nn.Conv2d(16, 1, 1))
 
-# %% ../nbs/10b_vqvae.ipynb #6c818cb0
+# %% ../nbs/10b_vqvae.ipynb #65042d5c
 def compact_networks(
     code_dim: int,  # D
     patch: int,  # pixels per side that one code covers
 ) -> tuple[nn.Sequential, nn.Sequential]:  # encoder (B, 1, patch h, patch w) -> (B, D, h, w), decoder back
-    "Patch convolution, one residual block each way, pixel-shuffle output; 4 channels per pixel of the patch's side."
-    width = 4 * patch
-    encoder = nn.Sequential(
-        nn.Conv2d(1, width, patch, patch), nn.ReLU(), ResBlock(width), nn.Conv2d(width, code_dim, 1)
-    )
-    decoder = nn.Sequential(
-        nn.Conv2d(code_dim, width, 1), ResBlock(width), nn.Conv2d(width, patch**2, 1), nn.PixelShuffle(patch)
-    )
+    "Patch convolution, two residual blocks each way, pixel-shuffle output; 12 channels per pixel of the patch's side."
+    width = 12 * patch
+    blocks = lambda: (ResBlock(width), ResBlock(width))  # noqa: E731
+    encoder = nn.Sequential(nn.Conv2d(1, width, patch, patch), nn.ReLU(), *blocks(), nn.Conv2d(width, code_dim, 1))
+    decoder = nn.Sequential(nn.Conv2d(code_dim, width, 1), *blocks(), nn.Conv2d(width, patch**2, 1), nn.PixelShuffle(patch))
     return encoder, decoder
