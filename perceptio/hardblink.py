@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .scenes import Scene
 
-# %% ../nbs/25_hardblink.ipynb #d3b1f9ec
+# %% ../nbs/25_hardblink.ipynb #bd31c5a9
 QUESTION = "which point is the closest to the camera ?"
 AURORA_QUESTION = "Multiple points are circled on the image, labeled by letters beside each circle. Which point is the closest to the camera?"  # fmt: skip
 LETTERS = ("A", "B", "C", "D", "E")
@@ -35,6 +35,7 @@ class MarkedQuestion:
     n: int  # number of points
     objects: tuple[int, ...] = ()  # id of the object under each point
     areas: tuple[int, ...] = ()  # visible pixels of those objects
+    bottoms: tuple[int, ...] = ()  # lowest visible row of those objects, pixels
 
 # %% ../nbs/25_hardblink.ipynb #4a927aa0
 _ROWS = {
@@ -115,7 +116,7 @@ def interior(
     column = [(np.roll(ids, s, 0) == ids) & np.roll(row, s, 0) for s in shifts]
     return inside & row & np.logical_and.reduce(column)
 
-# %% ../nbs/25_hardblink.ipynb #ed56352c
+# %% ../nbs/25_hardblink.ipynb #4ebfb745
 class PointPool:
     """The pixels of a scene where a marker may be put, with what lies under them."""
 
@@ -132,6 +133,8 @@ class PointPool:
         self.id = scene.ids[self.y, self.x]
         self.depth, self.disparity = scene.depth[self.y, self.x], scene.disparity[self.y, self.x]
         self.area = np.bincount(scene.ids.ravel())[self.id]
+        rows = np.arange(self.height)[:, None] * np.ones_like(scene.ids, int)
+        self.bottom = np.array([rows[scene.ids == k].max(initial=0) for k in range(scene.ids.max() + 1)])[self.id]
 
     def band(
         self,
@@ -217,7 +220,7 @@ def debiased(
     weight = 10.0 ** (pairs // n)  # the higher up the answer, the rarer
     return kept[pair == pairs[rng.choice(len(pairs), p=weight / weight.sum())]]
 
-# %% ../nbs/25_hardblink.ipynb #b38d78cf
+# %% ../nbs/25_hardblink.ipynb #88a0446a
 def sample_points(
     scene: Scene,
     n: int,  # points, a key of BANDS
@@ -238,10 +241,10 @@ def sample_points(
         return None
     chosen, letters = sets[rng.integers(len(sets))], [LETTERS[k] for k in rng.permutation(n)]
     points = [(int(x), int(y)) for x, y in zip(pool.x[chosen], pool.y[chosen])]
-    objects, areas = (tuple(int(v) for v in a[chosen]) for a in (pool.id, pool.area))
-    return MarkedQuestion(points, letters, letters[pool.depth[chosen].argmin()], n, objects, areas)
+    objects, areas, bottoms = (tuple(int(v) for v in a[chosen]) for a in (pool.id, pool.area, pool.bottom))
+    return MarkedQuestion(points, letters, letters[pool.depth[chosen].argmin()], n, objects, areas, bottoms)
 
-# %% ../nbs/25_hardblink.ipynb #b3116c1d
+# %% ../nbs/25_hardblink.ipynb #51e3d668
 SHORTCUTS = {  # rule -> index of the point it chooses
     "lowest": lambda q: max(range(q.n), key=lambda i: q.points[i][1]),
     "second lowest": lambda q: sorted(range(q.n), key=lambda i: q.points[i][1])[-2],
@@ -249,6 +252,7 @@ SHORTCUTS = {  # rule -> index of the point it chooses
     "leftmost": lambda q: min(range(q.n), key=lambda i: q.points[i][0]),
     "largest_object": lambda q: max(range(q.n), key=lambda i: q.areas[i]),
     "smallest_object": lambda q: min(range(q.n), key=lambda i: q.areas[i]),
+    "object_reaching_lowest": lambda q: max(range(q.n), key=lambda i: q.bottoms[i]),
 }
 
 

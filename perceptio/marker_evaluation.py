@@ -82,7 +82,7 @@ def marked_items(
         )
     return [item for n in variants for item in found[n]]
 
-# %% ../nbs/42_marker_evaluation.ipynb #1a326ab3
+# %% ../nbs/42_marker_evaluation.ipynb #3288fc4f
 def _marked_sample(perceive):
     return lambda item: ask(item.key, item.image, item.text, perceive, item.scene)
 
@@ -106,8 +106,8 @@ def marker_baselines(
     "Chance, majority letter, and the rules of hardblink.SHORTCUTS that use place or size but no depth."
     asked = [item.question for item in items]
     rules = [
-        name for name in SHORTCUTS if "object" not in name or all(q.areas for q in asked)
-    ]  # sizes: built-in world only
+        name for name in SHORTCUTS if "object" not in name or all(q.bottoms for q in asked)
+    ]  # sizes and lower edges: built-in world only
     answers = {name: _score_letters(items, [shortcut_answer(name, q) for q in asked]) for name in rules}
     return answers[rules[0]].baselines() | {name: score.compute()["average"] for name, score in answers.items()}
 
