@@ -482,6 +482,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'perceptio.questions._relation_question': ( 'questions.html#_relation_question',
                                                                                  'perceptio/questions.py'),
                                      'perceptio.questions._relations': ('questions.html#_relations', 'perceptio/questions.py'),
+                                     'perceptio.questions._with': ('questions.html#_with', 'perceptio/questions.py'),
                                      'perceptio.questions._with_article': ('questions.html#_with_article', 'perceptio/questions.py'),
                                      'perceptio.questions.attribute_sentence': ( 'questions.html#attribute_sentence',
                                                                                  'perceptio/questions.py'),

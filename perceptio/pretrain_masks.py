@@ -6,7 +6,7 @@
 __all__ = ['prompt_mask_loss', 'evaluate_prompts', 'trained_groups', 'MaskPretrainer', 'plan_steps', 'training_card',
            'pretrain_masks']
 
-# %% ../nbs/31_pretrain_masks.ipynb #26b0ddc1
+# %% ../nbs/31_pretrain_masks.ipynb #0f88dd4b
 import json
 import logging
 import math
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .dense_heads import DenseHeads, attention_init, dense_loss, mask_batch
-from .record import provenance, write_json
+from .record import provenance, read_metrics, write_atomically, write_json
 from perceptio.segmentation import (
     build_sam2_whole,
     decode_masks,
@@ -216,7 +216,7 @@ def plan_steps(
         trial.step(store, len(store))
     return max(1, int(60 * minutes * n / (trial.seconds - before)))
 
-# %% ../nbs/31_pretrain_masks.ipynb #d0cbf0fa
+# %% ../nbs/31_pretrain_masks.ipynb #e863798b
 def training_card(
     out: Path,  # folder of the run
     settings: Settings,  # of the run
@@ -247,7 +247,7 @@ def pretrain_masks(
     eval_every: float = 180,  # seconds between held-out scores
     data_hash: str = "",  # of the store's files, for training.json
     **options,  # of MaskPretrainer
-) -> tuple[nn.Module, list[dict]]:  # the trained SAM2, the log records of this call
+) -> tuple[nn.Module, list[dict]]:  # the trained SAM2, the log records of the run
     "Train SAM2 to segment from a point or a box; ends by writing out_dir/sam."
     out, log, records = Path(out_dir), logging.getLogger("perceptio.pretrain_masks"), []
     out.mkdir(parents=True, exist_ok=True)
@@ -259,6 +259,8 @@ def pretrain_masks(
     trainer, state = MaskPretrainer(settings, **options), out / "state.safetensors"
     if resume and state.exists():
         trainer.load(state)
+        records = [row for row in read_metrics(out) if row["step"] <= trainer.done]
+    write_atomically(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in records))
     trainer.steps = steps or trainer.steps or plan_steps(trainer, store, minutes)
     held_out = [store[i] for i in range(n_train, len(store))]
 

@@ -248,7 +248,7 @@ class Question:
     options: tuple[str, ...]
     about: tuple[int, ...] = ()  # ids of the objects that decide the answer
 
-# %% ../nbs/20b_questions.ipynb #f5dab115
+# %% ../nbs/20b_questions.ipynb #6da79dec
 _COUNT_TEMPLATES = (("shape",), ("shape",), ("color",), ("size",), ("material",), ("pattern",), ("size", "shape"), ("material", "shape"), ("color", "shape"))  # fmt: skip
 _VALUES = {"size": tuple(SIZES), "pattern": tuple(p for p in PATTERNS if p != "plain"), "material": tuple(MATERIALS), "color": tuple(COLORS), "shape": tuple(SHAPES)}  # fmt: skip
 
@@ -256,6 +256,11 @@ _VALUES = {"size": tuple(SIZES), "pattern": tuple(p for p in PATTERNS if p != "p
 def _may_be_absent(facts, color, shape):
     """Outside testB a held-out pair is never there, so asking after it would teach that the answer is no."""
     return facts.split == "testB" or (color, shape) not in HELD_OUT
+
+
+def _with(facts, *where):
+    """Ids of the objects that pass all tests, ascending."""
+    return tuple(sorted(facts.select(where)))
 
 
 def _count(facts, rng):
@@ -268,7 +273,7 @@ def _count(facts, rng):
     weight = np.array([min(n, 2) + 2.0 for n in sorted(by_count)])  # two and more a little more often than zero and one
     n = sorted(by_count)[rng.choice(len(weight), p=weight / weight.sum())]
     where = by_count[n][rng.integers(len(by_count[n]))]
-    return Question(f"how many {noun_phrase(where, plural=True)} ?", NUMBERS[n], "count", NUMBERS, tuple(sorted(facts.select(where))))
+    return Question(f"how many {noun_phrase(where, plural=True)} ?", NUMBERS[n], "count", NUMBERS, _with(facts, *where))
 
 
 def _exist(facts, rng):
@@ -276,20 +281,17 @@ def _exist(facts, rng):
     color, shape = [{v for k, v in facts.has if k == key} for key in ("color", "shape")]
     there = sorted({(o["color"], o["shape"]) for o in facts.objects.values()})
     absent = sorted({(c, s) for c in color for s in shape if _may_be_absent(facts, c, s)} - set(there))
-    pairs = there if yes else absent
-    if not pairs:
+    if not (pairs := there if yes else absent):
         return None
     c, s = pairs[rng.integers(len(pairs))]
-    found = facts.select((("color", c), ("shape", s)))
-    return Question(f"is there a{'n' * (c[0] in 'aeiou')} {c} {s} ?", "yes" if yes else "no", "exist", ("yes", "no"), tuple(sorted(found)))
+    return Question(f"is there a{'n' * (c[0] in 'aeiou')} {c} {s} ?", "yes" if yes else "no", "exist", ("yes", "no"), _with(facts, ("color", c), ("shape", s)))
 
-# %% ../nbs/20b_questions.ipynb #21082358
+# %% ../nbs/20b_questions.ipynb #7e9de2a3
 def _asked(facts, rng, key):
     """A random object with a description that does not say `key`."""
     for i in rng.permutation(sorted(facts.ids)):
         where = describe(facts, int(i), rng, without=(key,))
-        program = Program(where) if where else _pick_program(facts, int(i), rng, ["leftmost", "rightmost"], (key,))
-        if program is not None:
+        if program := Program(where) if where else _pick_program(facts, int(i), rng, ["leftmost", "rightmost"], (key,)):
             return int(i), program_text(program)
     return None, ""
 
@@ -309,36 +311,32 @@ def _attribute_question(facts, rng, key):
     options = _options(answer, _VALUES[key], rng)
     return Question(f"what {key} is {text} : {' or '.join(options)} ?", answer, key, options, (i,))
 
-# %% ../nbs/20b_questions.ipynb #a71c2775
+# %% ../nbs/20b_questions.ipynb #fa7049a3
 def _pair(facts, rng, word):
-    """Two objects, the first clearly more `word` than the second: ((id, description), (id, description))."""
+    """Ids and descriptions of two objects, the first clearly more `word` than the second."""
     ids, score = sorted(facts.ids), facts.score[word]
     pairs = [(i, j) for i in ids for j in ids if score[i] - score[j] > 1]
     for k in rng.permutation(len(pairs)):
         wheres = [describe(facts, i, rng) for i in pairs[k]]
         if all(wheres):
-            return [(i, "the " + noun_phrase(w)) for i, w in zip(pairs[k], wheres)]
+            return pairs[k], ["the " + noun_phrase(w) for w in wheres]
     return None
 
 
 def _relation_question(facts, rng):
     answer = ("left", "right")[rng.integers(2)]
     pair = _pair(facts, rng, f"{answer} of")
-    if pair is None:
-        return None
-    (i, a), (j, b) = pair
-    return Question(f"is {a} left or right of {b} ?", answer, "relation", ("left", "right"), (i, j))
+    return pair and Question("is {} left or right of {} ?".format(*pair[1]), answer, "relation", ("left", "right"), pair[0])
 
 
 def _nearer_question(facts, rng):
-    pair = _pair(facts, rng, "in front of")
-    if pair is None:
+    if not (pair := _pair(facts, rng, "in front of")):
         return None
     answer = ("first", "second")[rng.integers(2)]
-    (i, a), (j, b) = pair if answer == "first" else pair[::-1]
-    return Question(f"which is nearer : {a} or {b} ?", answer, "nearer", ("first", "second"), (i, j))
+    step = 1 if answer == "first" else -1
+    return Question("which is nearer : {} or {} ?".format(*pair[1][::step]), answer, "nearer", ("first", "second"), pair[0][::step])
 
-# %% ../nbs/20b_questions.ipynb #fc14cd66
+# %% ../nbs/20b_questions.ipynb #07de1ed7
 _ASK = {"count": _count, "color": partial(_attribute_question, key="color"), "shape": partial(_attribute_question, key="shape"),
         "exist": _exist, "relation": _relation_question, "nearer": _nearer_question}  # fmt: skip
 
@@ -353,8 +351,7 @@ def vqa(
     if unknown := set(kinds) - set(VQA_KINDS):
         raise ValueError(f"unknown question kinds {sorted(unknown)}; there are {VQA_KINDS}")
     facts = Facts(scene)
-    asked = [_ASK[k](facts, rng) for k in kinds if depth_words or k != "nearer"]
-    return [q for q in asked if q is not None]
+    return [q for k in kinds if (depth_words or k != "nearer") and (q := _ASK[k](facts, rng))]
 
 # %% ../nbs/20b_questions.ipynb #f6c036dc
 def _with_article(phrase: str) -> str:

@@ -6,7 +6,7 @@
 __all__ = ['log', 'FAST', 'use_bf16', 'training_arguments', 'PerceptioTrainer', 'parameter_groups', 'check_finite',
            'checkpoint_step', 'train', 'RunLog', 'plot_terms']
 
-# %% ../nbs/30_trainer.ipynb #029f2e4f
+# %% ../nbs/30_trainer.ipynb #931435d1
 import json
 import logging
 import math
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from .settings import Settings
@@ -117,7 +117,7 @@ def check_finite(
     if bad:
         raise FloatingPointError(f"loss terms {bad} are not finite in the batch of samples {keys}: lower lr, or look at these samples")
 
-# %% ../nbs/30_trainer.ipynb #adf24c72
+# %% ../nbs/30_trainer.ipynb #9e3a549a
 def checkpoint_step(
     folder: str | Path,  # run directory
 ) -> int | None:
@@ -135,7 +135,12 @@ def train(
     step = checkpoint_step(out)
     if step is not None and not resume:
         raise ValueError(f"{out.name!r} holds a checkpoint of step {step}: resume it, give the run another name, or delete the folder")
-    trainer.train(resume_from_checkpoint=str(out / f"checkpoint-{step}") if step is not None else None)
+    last = str(out / f"checkpoint-{step}") if step is not None else None
+    if last and 0 < trainer.args.max_steps <= step:  # nothing left to do; Trainer would take one more step
+        trainer._load_from_checkpoint(last)
+        trainer.state = TrainerState.load_from_json(f"{last}/trainer_state.json")
+    else:
+        trainer.train(resume_from_checkpoint=last)
     return trainer
 
 # %% ../nbs/30_trainer.ipynb #5cfdfbc9
