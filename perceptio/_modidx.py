@@ -431,8 +431,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'perceptio/pretrain_vision.py'),
                                            'perceptio.pretrain_vision.VisionModel.forward': ( 'pretrain_vision.html#visionmodel.forward',
                                                                                               'perceptio/pretrain_vision.py'),
-                                           'perceptio.pretrain_vision.VisionModel.letters': ( 'pretrain_vision.html#visionmodel.letters',
-                                                                                              'perceptio/pretrain_vision.py'),
                                            'perceptio.pretrain_vision.VisionModel.scores': ( 'pretrain_vision.html#visionmodel.scores',
                                                                                              'perceptio/pretrain_vision.py'),
                                            'perceptio.pretrain_vision.cell_owners': ( 'pretrain_vision.html#cell_owners',

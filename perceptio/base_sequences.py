@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TAILS', 'encode_turns', 'look_cells', 'turn_weight', 'BaseDataset', 'load_turns', 'collate']
 
-# %% ../nbs/32c_base_sequences.ipynb #c58452bb
+# %% ../nbs/32c_base_sequences.ipynb #9e38a884
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from .backbone import image_tokens, normalise, question_text
 from .base_tasks import GRID, LETTERS, Turn, marker_turns, random_markers, scene_turns
 from .hardblink import draw_markers
 from .pretrain_vision import cell_owners, marker_cells
+from .record import write_atomically
 from .scenes import SceneStore
 from .settings import Settings
 
@@ -60,7 +61,7 @@ def look_cells(
     cells = letter == LETTERS.index(f"({turn.marker})") if turn.marker else np.isin(owner, turn.objects)
     return np.broadcast_to(cells, (length, len(cells)))
 
-# %% ../nbs/32c_base_sequences.ipynb #80b0e690
+# %% ../nbs/32c_base_sequences.ipynb #b338bd5a
 def turn_weight(
     turn: Turn,
 ) -> float:  # relative frequency
@@ -115,15 +116,16 @@ def load_turns(
     from tqdm.auto import tqdm
 
     if cache and Path(cache).is_file():
-        return [[Turn(*t[:3], tuple(t[3]), t[4]) for t in json.loads(line)] for line in Path(cache).read_text().splitlines()]
+        lines = Path(cache).read_text().splitlines()
+        if len(lines) != len(store):
+            raise ValueError(f"{Path(cache).name} holds the questions of {len(lines)} scenes, the store has {len(store)}: delete the file, or name another one")
+        return [[Turn(*t[:3], tuple(t[3]), t[4]) for t in json.loads(line)] for line in lines]
     pool = [scene_turns(store[i], np.random.default_rng((seed, 7, i))) for i in tqdm(range(len(store)), desc="questions", disable=None)]
     if cache:
-        partial = Path(cache).with_suffix(".partial")
-        partial.write_text("\n".join(json.dumps(t) for t in pool))
-        partial.replace(cache)
+        write_atomically(Path(cache), "\n".join(json.dumps(t) for t in pool) + "\n")
     return pool
 
-# %% ../nbs/32c_base_sequences.ipynb #d68a8282
+# %% ../nbs/32c_base_sequences.ipynb #b8e54445
 def collate(
     rows: list[dict],  # from BaseDataset
     pad_id: int,
@@ -131,7 +133,6 @@ def collate(
     "Right-padded batch; positions count from the first token, so a left-padded prompt at inference sees the same."
     longest = max(len(r["ids"]) for r in rows)
     pad = lambda name, value: torch.tensor([r[name] + [value] * (longest - len(r["ids"])) for r in rows])  # noqa: E731
-    batch = dict(input_ids=pad("ids", pad_id), labels=pad("labels", -100))
     look = torch.zeros(len(rows), longest, rows[0]["look"].shape[1], dtype=torch.bool)
     boxes, share = torch.full((len(rows), longest, 4), -100), torch.zeros(len(rows), longest)
     for k, r in enumerate(rows):
@@ -142,4 +143,4 @@ def collate(
         boxes[k, : len(turn)] = torch.from_numpy(np.where(first[:, None], r["boxes"][turn], -100))
         share[k, : len(turn)] = torch.from_numpy(predicts / np.bincount(turn[predicts])[turn])
     pixels = normalise(torch.from_numpy(np.stack([r["image"] for r in rows])).permute(0, 3, 1, 2))
-    return dict(keys=[r["key"] for r in rows], input_ids=batch["input_ids"], labels=batch["labels"], share=share, look=look, boxes=boxes, pixel_values=pixels)
+    return dict(keys=[r["key"] for r in rows], input_ids=pad("ids", pad_id), labels=pad("labels", -100), share=share, look=look, boxes=boxes, pixel_values=pixels)

@@ -21,13 +21,13 @@ from .hardblink import draw_markers, marker_boxes
 from .scenes import COLORS, MATERIALS, PATTERNS, SHAPES, SIZES, Scene
 from .settings import Settings
 
-# %% ../nbs/32b_pretrain_vision.ipynb #cb0179d3
+# %% ../nbs/32b_pretrain_vision.ipynb #36705afa
 GROUPS = {"size": tuple(SIZES), "color": tuple(COLORS), "material": tuple(MATERIALS), "pattern": tuple(p for p in PATTERNS if p != "plain"), "shape": tuple(SHAPES)}
 
 
 def cell_words() -> list[str]:
     "The words whose embeddings the image tokens are compared with: attributes, then letters."
-    return [w for words in GROUPS.values() for w in words] + list(LETTERS)
+    return [w for words in (*GROUPS.values(), LETTERS) for w in words]
 
 
 def object_table(
@@ -112,7 +112,7 @@ def collate_cells(
     batch = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
     return {"pixel_values": normalise(batch.pop("image").permute(0, 3, 1, 2)), **batch}
 
-# %% ../nbs/32b_pretrain_vision.ipynb #258cf887
+# %% ../nbs/32b_pretrain_vision.ipynb #2a3e8ff8
 class VisionModel(nn.Module):
     "Image encoder and projector of a backbone under the dense questions; the heads are thrown away afterwards."
 
@@ -136,18 +136,13 @@ class VisionModel(nn.Module):
         words = self.backbone.get_input_embeddings().weight[self.word_ids].float()
         return tokens, self.scale * F.normalize(tokens, dim=-1) @ F.normalize(words, dim=-1).T + self.bias
 
-    def letters(self, scores):
-        "Scores of the five letters and of none of them (B, cells, 6)."
-        return torch.cat([scores[..., -len(LETTERS) :], torch.zeros_like(scores[..., :1])], -1)
-
     def forward(self, pixel_values, table, owner, letter, under, point):
         "Batch -> dict of loss terms."
         tokens, scores = self.scores(pixel_values)
         row = torch.arange(len(table))[:, None]
         own, on = table[row, owner], table[row, under.clamp(min=0)]  # (B, cells, 9)
-        on = on.masked_fill((under < 0)[..., None], -100)
-        terms = {"words": group_loss(with_none(scores[..., : -len(LETTERS)]), own[..., :5])}
-        terms["letter"] = none_less(self.letters(scores), letter, 0.02)
+        *said, read = with_none(scores)
+        terms = {"words": group_loss(said, own[..., :5]), "letter": none_less(read, letter, 0.02)}
         terms["box"] = place_loss(self.box(tokens), own[..., 5:])
         marked = under >= 0
         terms["point"] = place_loss(self.point(tokens[marked]), point[marked])
@@ -158,10 +153,10 @@ class VisionModel(nn.Module):
 
 
 def with_none(
-    scores: torch.Tensor,  # (..., words of all groups)
-) -> list[torch.Tensor]:  # per group (..., words + 1), the last column, 0, stands for "none of them"
+    scores: torch.Tensor,  # (..., 29), of `cell_words()`
+) -> list[torch.Tensor]:  # the five groups and the letters: (..., words + 1) each, the last column, 0, stands for "none of them"
     "Scores per group."
-    parts = scores.split([len(w) for w in GROUPS.values()], -1)
+    parts = scores.split([len(w) for w in (*GROUPS.values(), LETTERS)], -1)
     return [torch.cat([p, torch.zeros_like(p[..., :1])], -1) for p in parts]
 
 
@@ -191,7 +186,7 @@ def place_loss(
     loss = F.cross_entropy(scores.unflatten(-1, (-1, PLACES)).flatten(0, -2), target.flatten(), ignore_index=-100, reduction="sum")
     return loss / (target != -100).sum().clamp(min=1)
 
-# %% ../nbs/32b_pretrain_vision.ipynb #ca8957a1
+# %% ../nbs/32b_pretrain_vision.ipynb #973c7326
 @torch.no_grad()
 def vision_report(
     model: VisionModel,
@@ -203,9 +198,8 @@ def vision_report(
     batch = collate_cells([data[k] for k in range(len(data))])
     tokens, scores = model.scores(batch["pixel_values"])
     row, thing, marked = torch.arange(len(data))[:, None], batch["owner"] > 0, batch["under"] >= 0
-    own, said = batch["table"][row, batch["owner"]], with_none(scores[..., : -len(LETTERS)])
-    report = {name: (said[k].argmax(-1) == own[..., k])[thing].float().mean().item() for k, name in enumerate(GROUPS)}
-    letter = model.letters(scores).argmax(-1)
+    own, (*said, letter) = batch["table"][row, batch["owner"]], [s.argmax(-1) for s in with_none(scores)]
+    report = {name: (said[k] == own[..., k])[thing].float().mean().item() for k, name in enumerate(GROUPS)}
     report["letter"] = (letter == batch["letter"])[marked].float().mean().item()
     report["false_letters"] = ((letter < len(LETTERS)) & ~marked).sum().item() / marked.sum().item()
     error = lambda head, target, where: (head(tokens).unflatten(-1, (-1, PLACES)).argmax(-1) - target)[where].abs().float().mean().item()  # noqa: E731

@@ -96,7 +96,7 @@ def summary(
             rows.append(_row("vqa, mean of the kinds", result, "macro", metrics["n"], {"majority": metrics["macro_majority"]}, before))
     return pd.DataFrame(rows)
 
-# %% ../nbs/43_suite.ipynb #ab5eb246
+# %% ../nbs/43_suite.ipynb #4cb277cb
 PARTS = ("res/val", "res/testA", "res/testB", "hardblink", "depth", "vqa", "replacement")
 
 
@@ -139,7 +139,7 @@ def origin(
     if not results:
         return [f"Run `{run}`: not run."]
     first = next(iter(results.values()))
-    trained = f"{first['settings']['max_steps']} steps" + (f" in {first['minutes']:.1f} minutes" if "minutes" in first else "")
+    trained = f"{first['settings']['max_steps']} steps" + (f" in {first['minutes']:.1f} minutes" if first.get("minutes") else "")
     line = f"Run `{run}`: {trained}, {first['settings']['n_depth_tokens']} depth tokens, commit {first['run']['commit'][:10]}, seed {first['seed']}, data {first['data_hash'][:10]}, on {first['run']['device']}."
     replaced = results.get("replacement", {}).get("metrics", {})
     if replaced:
@@ -197,7 +197,7 @@ def panel(
         line[5].text(0, 0.03, ("right, " if row["right"] else "wrong, ") + row["truth"], fontsize=9, color=color, transform=line[5].transAxes)
     return fig
 
-# %% ../nbs/43_suite.ipynb #f60e0813
+# %% ../nbs/43_suite.ipynb #e0282002
 class Curve(TrainerCallback):
     "Measures the model `points` times during training and logs what it found."
 
@@ -245,7 +245,11 @@ def curve_rows(
     return [*on_the_way, {"step": read_run(run)["settings"]["max_steps"], **last}]
 
 
-CURVES = ("res/val cIoU, attribute+location", "res/val cIoU, relation", "marked points, answer", "marked points, read off the generated depth", "vqa, mean of the kinds")
+CURVES = {  # what is drawn, and how
+    "res/val cIoU, attribute+location": "#46327e", "res/val cIoU, relation": "#9b89c4", "marked points, answer": "#c0362c",
+    "marked points, read off the generated depth": "#e3a08f", "vqa, mean of the kinds": "#1a7f37",
+    "generated depth, MSE": "#46327e", "true depth tokens, MSE (floor)": "#999999",
+}  # fmt: skip
 
 
 def plot_curve(
@@ -254,12 +258,9 @@ def plot_curve(
     "The measured skills over training steps, and the error of the generated depth maps."
     fig = Figure(figsize=(9.5, 3), layout="constrained")
     left, right = fig.subplots(1, 2, width_ratios=[1.4, 1])
-    for name, color in zip(CURVES, ("#46327e", "#9b89c4", "#c0362c", "#e3a08f", "#1a7f37")):
+    for name, color in CURVES.items():
         points = [(r["step"], r[name]) for r in rows if name in r]
-        left.plot(*zip(*points) if points else ([], []), marker="o", ms=3, color=color, label=name)
-    for name, color in (("generated depth, MSE", "#46327e"), ("true depth tokens, MSE (floor)", "#999999")):
-        points = [(r["step"], r[name]) for r in rows if name in r]
-        right.plot(*zip(*points) if points else ([], []), marker="o", ms=3, color=color, label=name)
+        (right if "MSE" in name else left).plot(*zip(*points) if points else ([], []), marker="o", ms=3, color=color, label=name)
     left.set(xlabel="step", ylabel="cIoU or accuracy", ylim=(0, 1))
     right.set(xlabel="step", ylabel="mean squared error", yscale="log")
     for ax in (left, right):
