@@ -6,7 +6,7 @@
 __all__ = ['SOURCES', 'ASK', 'weights', 'world', 'world_hash', 'scene_tasks', 'scene_markers', 'load_tasks', 'scene_codes',
            'FeatureCache', 'SceneMixture']
 
-# %% ../nbs/27_mixture.ipynb #f7a6419f
+# %% ../nbs/27_mixture.ipynb #68f6e076
 import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +22,7 @@ from .hardblink import LETTERS, QUESTION, PointPool, draw_markers, sample_points
 from .notebook import data_dir, in_test, scratch_dir
 from .questions import attribute_sentence, caption, expressions, vqa
 from .record import hash_files, write_atomically
-from .samples import Sample, Turn
+from .samples import Sample, Turn, corrupt_codes
 from .scenes import SPLITS, Scene, SceneStore, write_split
 from .settings import Settings
 
@@ -151,7 +151,7 @@ class FeatureCache:
         rows = torch.tensor(rows)
         return dict(embed=self.embed[rows].float(), high_res=[h[rows].float() for h in self.high_res])
 
-# %% ../nbs/27_mixture.ipynb #ed7a4c58
+# %% ../nbs/27_mixture.ipynb #878d6239
 class SceneMixture(Dataset):
     "Sample k is drawn by (seed, k): its source by the mixture, its scene in turn, its question at random."
 
@@ -187,6 +187,8 @@ class SceneMixture(Dataset):
         if source in ("joint", "hardblink", "depth"):
             sample.disparity, sample.codes = scene.disparity, None if self.codes is None else self.codes[i]
         getattr(self, f"_{source}")(sample, scene, tasks, rng)
+        if sample.codes is not None and self.settings.code_corruption:
+            sample.shown = corrupt_codes(sample.codes, self.settings.code_corruption, self.settings.n_codes, rng)
         return sample
 
     def _res(self, sample, scene, tasks, rng):

@@ -28,7 +28,7 @@ from perceptio.notebook import (  # noqa: F401  the names of `_all_` are part of
 
 _all_ = ["check_parameters", "data_dir", "in_test", "nearest", "project_root", "run_dir", "scratch_dir"]
 
-# %% ../nbs/00_settings.ipynb #cf74bfc3
+# %% ../nbs/00_settings.ipynb #d271bbad
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     "Which run this is."
@@ -111,6 +111,7 @@ class LossSettings:
     lambda_count: float  # of L_count, Eq. 7
     lambda_recon: float  # of the depth reconstruction loss, Eq. 10
     count_mode: str  # paper (Eq. 7 as printed) | soft (expected number of codes, with a gradient)
+    code_corruption: float  # in [0, 1]: up to this share of the depth tokens that a training sample shows is replaced by random ones; labels stay
     lm_mean: str  # L_LLM: token (one mean) | group (mean over perception tokens + mean over the answer)
 
 
@@ -152,7 +153,7 @@ class DataSettings:
     use_depth: bool  # depth tokens, their data and their losses
     use_seg: bool  # [SEG], its data and its loss
 
-# %% ../nbs/00_settings.ipynb #fd9fe76e
+# %% ../nbs/00_settings.ipynb #d856a8ce
 CHOICES = dict(
     text_model=("qwen2", "llama"),
     codebook_preset=("aurora", "compact"),
@@ -191,6 +192,8 @@ def check_settings(
     for name in ("lora_dropout", "beta1", "beta2", "warmup"):
         if getattr(s, name) >= 1:
             raise ValueError(f"{name} = {getattr(s, name)} is out of range: it must lie in [0, 1)")
+    if s.code_corruption > 1:
+        raise ValueError(f"code_corruption = {s.code_corruption} is out of range: it is a share, in [0, 1]")
     must_divide(s, "vision_hidden", "vision_heads")
     must_divide(s, "text_hidden", "text_heads")
     must_divide(s, "text_heads", "text_kv_heads")

@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'CURVES', 'evaluate_world', 'summary', 'recorded', 'markdown', 'origin', 'cases', 'panel', 'Curve',
            'curve_rows', 'plot_curve']
 
-# %% ../nbs/43_suite.ipynb #2cbae1c1
+# %% ../nbs/43_suite.ipynb #57453d8a
 import textwrap
 import time
 from pathlib import Path
@@ -17,15 +17,21 @@ from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from .depth_evaluation import evaluate_depth
-from .evaluation import evaluate_res, evaluate_vqa, res_queries, vqa_queries
+from .evaluation import evaluate_res, res_queries
 from .generation import overlay
 from .marker_evaluation import evaluate_hardblink, marked_items, token_replacement_test
 from .mixture import ASK
 from .record import read_metrics, read_result, read_run
 from .samples import Sample, Turn
 from .settings import Settings
+from .text_evaluation import evaluate_sentences, evaluate_vqa, vqa_queries
 
-# %% ../nbs/43_suite.ipynb #2af7efc7
+# %% ../nbs/43_suite.ipynb #fe19b860
+def _one_a_scene(store, scenes):
+    "The last expression of each scene."
+    return list({q.scene: q for q in res_queries(store, scenes=scenes, per_object=1)}.values())
+
+
 def evaluate_world(
     predictor,  # Perceptio
     stores: dict,  # split -> SceneStore: "val", and if wanted "testA", "testB"
@@ -35,7 +41,7 @@ def evaluate_world(
     markers: int = 200,  # questions for each of 3, 4, 5 points
     progress=None,  # called as progress(name)
     quick: bool = False,  # only val, without the replacement test
-) -> dict[str, dict]:  # "res/val", "hardblink", "replacement", "depth", "vqa" -> metrics, intervals, baselines, records
+) -> dict[str, dict]:  # "res/val", "sentences", "hardblink", "replacement", "depth", "vqa" -> metrics, intervals, baselines, records
     "All measurements on the built-in world."
     say, results = progress or (lambda name: None), {}
     if settings.use_seg:
@@ -43,6 +49,9 @@ def evaluate_world(
             say(f"res/{split}")
             queries = res_queries(stores[split], scenes=scenes)
             results[f"res/{split}"] = evaluate_res(predictor, stores[split], queries, ASK["res"].format)
+    if settings.use_seg and codebook is not None:
+        say("sentences")
+        results["sentences"] = evaluate_sentences(predictor, stores["val"], _one_a_scene(stores["val"], scenes), ASK["joint"].format)
     say("hardblink")
     items = marked_items(stores["val"], markers, debias=settings.size != "smoke")  # few scenes offer a debiased question
     results["hardblink"] = evaluate_hardblink(predictor, items, codebook, "depth" if codebook else "none")
@@ -56,7 +65,7 @@ def evaluate_world(
             results["replacement"] = token_replacement_test(predictor, items, codebook, np.random.default_rng(0))
     return results
 
-# %% ../nbs/43_suite.ipynb #cd868ab1
+# %% ../nbs/43_suite.ipynb #726f5746
 def _row(name, result, key, n, baselines, untrained=None, unit="higher is better"):
     low, high = result["intervals"].get(key, (None, None))
     rules = {k: v for k, v in baselines.items() if v is not None}
@@ -78,6 +87,10 @@ def summary(
             for part in ("attribute+location", "attribute", "location", "depth", "relation"):
                 if f"ciou/{part}" in metrics:
                     rows.append(_row(f"{name} cIoU, {part}", result, f"ciou/{part}", metrics[f"n/{part}"], {"largest object": base[f"largest/ciou/{part}"]}, before))
+        elif name == "sentences":
+            rules = {"repeat the expression": base["copy"], "any object": base["any_object"]}
+            rows.append(_row("sentence names the object asked for", result, "names_object", metrics["n"], rules, before))
+            rows.append(_row("sentence names the object under the mask", result, "names_covered", metrics["n"], {}, before))
         elif name == "hardblink":
             rules = {k: v for k, v in base.items() if "@" not in k and k != "object_reaching_lowest"}
             rows.append(_row("marked points, answer", result, "average", metrics["n"], rules, before))
@@ -96,8 +109,8 @@ def summary(
             rows.append(_row("vqa, mean of the kinds", result, "macro", metrics["n"], {"majority": metrics["macro_majority"]}, before))
     return pd.DataFrame(rows)
 
-# %% ../nbs/43_suite.ipynb #4cb277cb
-PARTS = ("res/val", "res/testA", "res/testB", "hardblink", "depth", "vqa", "replacement")
+# %% ../nbs/43_suite.ipynb #9d24af9e
+PARTS = ("res/val", "res/testA", "res/testB", "sentences", "hardblink", "depth", "vqa", "replacement")
 
 
 def recorded(
@@ -147,7 +160,7 @@ def origin(
         line += f" Accuracy of the marked-point answer when other depth tokens are put before it (Token Replacement Test): {shown}."
     return [line]
 
-# %% ../nbs/43_suite.ipynb #0029f19f
+# %% ../nbs/43_suite.ipynb #d1911e60
 def cases(
     predictor,  # Perceptio
     store,  # SceneStore
@@ -156,7 +169,7 @@ def cases(
     scenes: int = 40,  # how many scenes are searched
 ) -> list[dict]:  # image, true and predicted mask and depth, question, answer, truth, right
     "The first right and wrong joint answers, then the first right and wrong marked-point answers."
-    queries = list({q.scene: q for q in res_queries(store, scenes=min(scenes, len(store)), per_object=1)}.values())  # one a scene
+    queries = _one_a_scene(store, min(scenes, len(store)))
     samples = [Sample(q.key, "case", store[q.scene].image, [Turn(ASK["joint"].format(q.about.text), "")], scene=q.scene) for q in queries]
     found = []
     for q, out in zip(queries, predictor.generate(samples, "both")):
