@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TEST_WORDS', 'supervised_costs', 'language_loss', 'code_logits', 'seg_states', 'mask_centres', 'point_loss',
-           'PerceptioModel', 'base_folder', 'build_language', 'build_mask_head', 'build_model', 'saved_state',
-           'save_model', 'read_settings', 'load_model', 'load_mask_head', 'check_tokenizer', 'load_state']
+           'PerceptioModel', 'build_language', 'build_mask_head', 'build_model', 'saved_state', 'save_model',
+           'read_settings', 'load_model', 'load_mask_head', 'check_tokenizer', 'load_state']
 
-# %% ../nbs/16_model.ipynb #91401be6
+# %% ../nbs/16_model.ipynb #2dd81deb
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .backbone import add_tokens, build_backbone, build_tokenizer, set_trainable
+from .checkpoints import language_folder
 from .codebook import DepthCodebook
 from .losses import count_loss, mask_loss, span_losses
 from .segmentation import MaskHead, build_sam, prompt_tokens, upsample
-from .settings import Settings, project_root
+from .settings import Settings
 from .soft_merge import code_positions, soft_tokens
 from .tokens import PerceptionVocab
 
@@ -212,16 +213,8 @@ class PerceptioModel(nn.Module):
         "Where the backbone lives."
         return self.inner.lm_head.weight.device
 
-# %% ../nbs/16_model.ipynb #7673ef2d
+# %% ../nbs/16_model.ipynb #940a4b85
 TEST_WORDS = "segment the red green blue cube sphere with mask and depth . , a small large left of which point is closest to camera ? what color how many (A) (B) (C) describe this image".split()
-
-
-def base_folder(settings: Settings) -> Path:
-    "The folder of the base checkpoint, which must exist."
-    folder = Path(settings.base) if Path(settings.base).is_absolute() else project_root() / settings.base
-    if not (folder / "language" / "config.json").is_file():
-        raise ValueError(f"no base checkpoint at {settings.base!r} for size {settings.size!r}: run nbs/pretrain.ipynb (tiny) or nbs/convert.ipynb (published sizes) first, or set base")
-    return folder
 
 
 def build_language(settings: Settings):  # -> (InternVLForConditionalGeneration, tokenizer, PerceptionVocab)
@@ -229,7 +222,7 @@ def build_language(settings: Settings):  # -> (InternVLForConditionalGeneration,
     from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
     if settings.base:
-        folder = base_folder(settings) / "language"
+        folder = language_folder(settings)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         backbone = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     else:
@@ -242,8 +235,6 @@ def build_language(settings: Settings):  # -> (InternVLForConditionalGeneration,
 
 def build_mask_head(settings: Settings) -> MaskHead:
     "SAM2 of the base (or random) behind a fresh [SEG] projection."
-    if settings.base and not settings.sam_checkpoint:
-        settings = replace(settings, sam_checkpoint=str(base_folder(settings) / "sam"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return MaskHead(build_sam(settings), settings.text_hidden, settings.mask_dim, settings.multimask)
