@@ -8,8 +8,9 @@ __all__ = ['SAM_TINY', 'VIDEO_PARTS', 'IMAGE_PARTS', 'IMAGE_MEAN', 'IMAGE_STD', 
            'preprocess', 'pyramid_features', 'image_features', 'decode_masks', 'embed_points', 'prompt_tokens',
            'upsample', 'trained_parts', 'MaskHead']
 
-# %% ../nbs/14_segmentation.ipynb #1d541d29
+# %% ../nbs/14_segmentation.ipynb #53cd8365
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .settings import Settings, project_root
 
@@ -201,7 +203,7 @@ def image_features(
     "Encode images once; every prompt of an image reuses the result."
     return pyramid_features(sam, sam.image_encoder(pixels)["backbone_fpn"])
 
-# %% ../nbs/14_segmentation.ipynb #a71fa5a3
+# %% ../nbs/14_segmentation.ipynb #4c218f30
 def decode_masks(
     sam: nn.Module,  # SAM2Base
     sparse: Tensor,  # (N, P, C) prompt tokens
@@ -216,15 +218,16 @@ def decode_masks(
     if len(sparse) == 0:
         return sparse.new_zeros(0, 4 * h, 4 * w) + 0 * sparse.sum()
     dense = encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-    masks, iou, _, _ = sam.sam_mask_decoder(
-        image_embeddings=features["embed"][owner].to(sparse.dtype),
-        image_pe=encoder.get_dense_pe(),
-        sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=dense,
-        multimask_output=multimask,
-        repeat_image=False,
-        high_res_features=[level[owner].to(sparse.dtype) for level in features["high_res"]],
-    )
+    with sdpa_kernel(SDPBackend.MATH) if sparse.device.type == "cpu" else nullcontext():
+        masks, iou, _, _ = sam.sam_mask_decoder(
+            image_embeddings=features["embed"][owner].to(sparse.dtype),
+            image_pe=encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask,
+            repeat_image=False,
+            high_res_features=[level[owner].to(sparse.dtype) for level in features["high_res"]],
+        )
     return masks[torch.arange(len(masks), device=masks.device), iou.argmax(1)]
 
 # %% ../nbs/14_segmentation.ipynb #386c7759
