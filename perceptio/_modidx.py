@@ -347,6 +347,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'perceptio.mixture.world_hash': ('mixture.html#world_hash', 'perceptio/mixture.py')},
             'perceptio.model': { 'perceptio.model.PerceptioModel': ('model.html#perceptiomodel', 'perceptio/model.py'),
                                  'perceptio.model.PerceptioModel.__init__': ('model.html#perceptiomodel.__init__', 'perceptio/model.py'),
+                                 'perceptio.model.PerceptioModel.causal_mask': ( 'model.html#perceptiomodel.causal_mask',
+                                                                                 'perceptio/model.py'),
                                  'perceptio.model.PerceptioModel.depth_terms': ( 'model.html#perceptiomodel.depth_terms',
                                                                                  'perceptio/model.py'),
                                  'perceptio.model.PerceptioModel.device': ('model.html#perceptiomodel.device', 'perceptio/model.py'),
