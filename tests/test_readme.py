@@ -13,7 +13,7 @@ def test_results_block_is_generated(monkeypatch):
     monkeypatch.delenv("IN_TEST")  # the recorded results, not those of a test
     block = re.search(r"<!-- results:begin -->\n(.*)\n<!-- results:end -->", README, re.S)
     assert block, "README has no results block"
-    assert block[1] == markdown("tiny", "tiny-variant", "tiny-n100"), (
+    assert block[1] == markdown("tiny", "tiny-n25", "tiny-n100"), (
         "run nbs/evaluate.ipynb with -p figures True, which rewrites the block"
     )
 
