@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'LORA_TARGETS', 'build_tokenizer', 'image_tokens', 'question_text',
-           'check_image', 'normalise', 'image_tiles', 'backbone_config', 'build_backbone', 'place_cells',
-           'init_new_rows', 'add_tokens', 'set_trainable']
+           'check_image', 'normalise', 'image_tiles', 'backbone_config', 'attention_kind', 'build_backbone',
+           'place_cells', 'init_new_rows', 'add_tokens', 'set_trainable', 'with_lora']
 
-# %% ../nbs/15_backbone.ipynb #356d1780
+# %% ../nbs/15_backbone.ipynb #55886590
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
+from .new_rows import split_rows
 from .settings import Settings
 from .tokens import PerceptionVocab
 
@@ -103,7 +104,7 @@ def image_tiles(
     processor = GotOcr2ImageProcessorPil(size={"height": size, "width": size}, crop_to_patches=True, max_patches=settings.max_tiles)
     return torch.as_tensor(processor(Image.fromarray(image), return_tensors="pt")["pixel_values"])
 
-# %% ../nbs/15_backbone.ipynb #bb45b377
+# %% ../nbs/15_backbone.ipynb #6a40b81c
 def backbone_config(
     settings: Settings,
     vocab_size: int,  # rows of the embedding, perception tokens included
@@ -130,19 +131,23 @@ def backbone_config(
     )  # fmt: skip
 
 
+def attention_kind(settings: Settings) -> str:
+    "transformers' plain attention for tiny heads, where it is twice as fast in bfloat16 on a CPU; torch's fused one otherwise."
+    return "eager" if settings.text_hidden // settings.text_heads < 64 else "sdpa"
+
+
 def build_backbone(
     settings: Settings,
     device: str = "cpu",  # "meta" builds shapes without memory
     vocab_size: int = 0,  # rows before the perception tokens; 0 = settings.vocab_size
     image_token_id: int = 6,  # id of <IMG_CONTEXT>
-    attention: str = "eager",  # "eager" is twice as fast as "sdpa" for tiny heads in bf16 on a CPU; use "sdpa" on a GPU
 ):  # -> InternVLForConditionalGeneration
     "Randomly initialised backbone with the rows of the perception tokens appended."
     from transformers import InternVLForConditionalGeneration
 
     rows = (vocab_size or settings.vocab_size) + settings.n_codes + 3
     config = backbone_config(settings, rows, image_token_id)
-    config._attn_implementation = attention
+    config._attn_implementation = attention_kind(settings)
     with torch.device(device):
         model = InternVLForConditionalGeneration(config)
     if device != "meta":
@@ -161,7 +166,7 @@ def place_cells(
     rows, columns = wave[:, None].expand(side, side, -1), wave[None].expand(side, side, -1)
     embedding[0, 1:] = torch.cat([rows, columns], -1).flatten(0, 1)
 
-# %% ../nbs/15_backbone.ipynb #e7327068
+# %% ../nbs/15_backbone.ipynb #b258a392
 @torch.no_grad()
 def init_new_rows(
     weight: torch.Tensor,  # (V, H) embedding or head
@@ -188,10 +193,10 @@ def add_tokens(
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     generator = torch.Generator().manual_seed(settings.seed)
     for layer, spread in ((model.get_input_embeddings(), 0.5), (model.get_output_embeddings(), 0.05)):
-        init_new_rows(layer.weight.data, [vocab.seg_id, vocab.start_id, vocab.end_id, *vocab.code_ids], generator, spread)
+        init_new_rows(layer.weight.data, vocab.ids, generator, spread)
     return vocab
 
-# %% ../nbs/15_backbone.ipynb #9c23b8b9
+# %% ../nbs/15_backbone.ipynb #be6db3d6
 LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 
 
@@ -202,23 +207,29 @@ def set_trainable(
 ):  # -> the model, wrapped by peft if LoRA is on
     "Freeze the ViT; train the language model by LoRA or in full, the projector, and the new rows (section 3.5)."
     model.requires_grad_(False)
-    ids = [vocab.seg_id, vocab.start_id, vocab.end_id, *vocab.code_ids]
     if settings.train_llm == "full":
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)
-    elif settings.train_llm == "lora":
-        from peft import LoraConfig, get_peft_model
-
-        rows = dict(trainable_token_indices={"embed_tokens": ids, "lm_head": ids}) if settings.new_embeddings == "new_rows" else {}
-        config = LoraConfig(
-            r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules=LORA_TARGETS, **rows
-        )
-        model = get_peft_model(model, config)
+    if settings.new_embeddings == "new_rows":
+        split_rows(model, vocab.ids)
     else:
-        raise ValueError(f"train_llm is {settings.train_llm!r}: use 'lora' (the paper) or 'full'")
-    inner = model.get_base_model() if settings.train_llm == "lora" else model
-    if settings.new_embeddings == "full":
-        for layer in (inner.get_input_embeddings(), inner.get_output_embeddings()):
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             layer.weight.requires_grad_(True)
-    inner.model.multi_modal_projector.requires_grad_(settings.train_projector)
+    model.model.multi_modal_projector.requires_grad_(settings.train_projector)
+    if settings.train_llm == "lora":
+        model = with_lora(model, settings)
+    for p in model.parameters():
+        p.data = p.data.float() if p.requires_grad else p.data
     return model
+
+
+def with_lora(model, settings: Settings):  # -> peft model
+    "LoRA on the language model; whatever else trained before still does."
+    from peft import LoraConfig, get_peft_model
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    config = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules=LORA_TARGETS)
+    wrapped = get_peft_model(model, config)  # freezes everything but its own
+    for p in trained:
+        p.requires_grad_(True)
+    return wrapped

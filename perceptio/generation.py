@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['last_states', 'left_pad', 'Written', 'write', 'written', 'PerceptioOutput', 'overlay', 'find_checkpoint', 'Perceptio']
 
-# %% ../nbs/17_generation.ipynb #e85a8b42
+# %% ../nbs/17_generation.ipynb #59390401
 import io
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -19,13 +19,13 @@ import torch.nn.functional as F
 
 from .backbone import check_image, image_tiles, image_tokens
 from .codebook import DepthCodebook
-from .model import load_mask_head, load_model
 from .samples import Sample, Turn, perception_prefix, prompt, wants
+from .saving import load_mask_head, load_model
 from .segmentation import upsample
 from .settings import project_root
 from .tokens import PERCEIVE, Parsed, PerceptionGrammar, parse_output
 
-# %% ../nbs/17_generation.ipynb #8206df22
+# %% ../nbs/17_generation.ipynb #ca92f4be
 @contextmanager
 def last_states(
     backbone,  # InternVLForConditionalGeneration
@@ -72,7 +72,7 @@ def write(
     prefixes = prefixes or [[] for _ in prompts]
     ids, mask = left_pad([p + x for p, x in zip(prompts, prefixes)], tokenizer.pad_token_id)
     given = len(prefixes[0])
-    with last_states(model.inner) as states:
+    with last_states(model.inner) as states, model.arithmetic():
         out = model.backbone.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), pixel_values=pixel_values.to(model.device),
             max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,

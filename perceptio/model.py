@@ -4,30 +4,24 @@
 
 # %% auto #0
 __all__ = ['TEST_WORDS', 'supervised_costs', 'language_loss', 'code_logits', 'seg_states', 'mask_centres', 'point_loss',
-           'PerceptioModel', 'build_language', 'build_mask_head', 'build_model', 'saved_state', 'save_model',
-           'read_settings', 'load_model', 'load_mask_head', 'check_tokenizer', 'load_state']
+           'PerceptioModel', 'build_language', 'build_mask_head', 'build_model']
 
-# %% ../nbs/16_model.ipynb #2dd81deb
-import json
-from dataclasses import asdict
-from pathlib import Path
-
+# %% ../nbs/16_model.ipynb #bd6fe32c
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .backbone import add_tokens, build_backbone, build_tokenizer, set_trainable
+from .backbone import add_tokens, attention_kind, build_backbone, build_tokenizer, set_trainable
 from .checkpoints import language_folder
 from .codebook import DepthCodebook
 from .losses import count_loss, mask_loss, span_losses
+from .new_rows import head_rows, token_costs
 from .segmentation import MaskHead, build_sam, prompt_tokens, upsample
 from .settings import Settings
 from .soft_merge import code_positions, soft_tokens
 from .tokens import PerceptionVocab
 
-# %% ../nbs/16_model.ipynb #a1c6ee14
+# %% ../nbs/16_model.ipynb #29ee6d69
 def supervised_costs(
     hidden: torch.Tensor,  # (B, T, H) last-layer states
     labels: torch.Tensor,  # (B, T), -100 = not supervised
@@ -35,9 +29,8 @@ def supervised_costs(
 ) -> torch.Tensor:  # (B, T) float32: ce[b, t] = -log p(y_t | y_<t)
     "Cross-entropy of every supervised token; no (B, T, V) tensor is made."
     here = labels[:, 1:] != -100
-    logits = head(hidden[:, :-1][here]).float()
     costs = torch.zeros(labels.shape, device=hidden.device)
-    costs[:, 1:][here] = F.cross_entropy(logits, labels[:, 1:][here], reduction="none")
+    costs[:, 1:][here] = token_costs(hidden[:, :-1][here], labels[:, 1:][here], head)
     return costs
 
 # %% ../nbs/16_model.ipynb #57eadace
@@ -59,18 +52,18 @@ def language_loss(
     total = parts["text_ce"] + parts["perception_ce"] if mean == "group" else costs.sum() / supervised.sum().clamp(min=1)
     return {"llm": total} | {name: part.detach() for name, part in parts.items()}
 
-# %% ../nbs/16_model.ipynb #791f619c
+# %% ../nbs/16_model.ipynb #83368cc6
 def code_logits(
     hidden: torch.Tensor,  # (B, T, H)
     labels: torch.Tensor,  # (B, T)
-    weight: torch.Tensor,  # (V, H) output head
+    head: nn.Module,  # output embedding
     vocab: PerceptionVocab,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (M, n, K) logits of the M samples with a full span, (M,) their rows
     "Logits over depth codes at the positions that predict them (t - 1 predicts t, Algorithm 1)."
     positions, valid = code_positions(labels, vocab)
     rows = torch.nonzero(valid).flatten()
     states = hidden[rows[:, None], positions[rows]]
-    return states @ weight[vocab.code_ids[0] : vocab.code_ids[-1] + 1].T.to(states.dtype), rows
+    return states @ head_rows(head, vocab.code_ids[0], vocab.code_ids[-1]).T.to(states.dtype), rows
 
 # %% ../nbs/16_model.ipynb #c0bf0a95
 def seg_states(
@@ -105,7 +98,7 @@ def point_loss(
         clicks = prompt_tokens(mask_head.sam, points=mask_centres(masks) * mask_head.sam.image_size)[:, 0]
     return F.mse_loss(mask_head.projection(states), clicks)
 
-# %% ../nbs/16_model.ipynb #5ec51e17
+# %% ../nbs/16_model.ipynb #40bb8cf4
 class PerceptioModel(nn.Module):
     "InternVL + [SEG]-driven SAM2 mask head + frozen depth codebook; `forward` returns the terms of Eq. 2."
 
@@ -127,14 +120,20 @@ class PerceptioModel(nn.Module):
         "The backbone without peft's wrapper."
         return self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone
 
+    def arithmetic(self):
+        "Autocast to the type of a half-precision base; nothing for a float32 one."
+        kind = self.inner.lm_head.weight.dtype
+        return torch.autocast(self.device.type, kind, enabled=kind != torch.float32)
+
     def hidden_states(
         self,
         input_ids: torch.Tensor,  # (B, T), right-padded
         pixel_values: torch.Tensor,  # (tiles, 3, S, S)
     ) -> torch.Tensor:  # (B, T, H)
         "Last-layer states. Right padding needs no mask: no real token looks at it."
-        mask = self.causal_mask(input_ids.shape[1])
-        return self.inner.model(input_ids=input_ids, pixel_values=pixel_values, attention_mask=mask, use_cache=False).last_hidden_state
+        with self.arithmetic():
+            mask = self.causal_mask(input_ids.shape[1])
+            return self.inner.model(input_ids=input_ids, pixel_values=pixel_values, attention_mask=mask, use_cache=False).last_hidden_state
 
     def causal_mask(self, length: int) -> torch.Tensor | None:  # (1, 1, T, T)
         "For plain attention, in the type of autocast: the default float32 mask makes it a tenth slower. Fused attention has its own."
@@ -179,7 +178,7 @@ class PerceptioModel(nn.Module):
 
     def reconstruction(self, hidden, labels, depth) -> torch.Tensor:
         "L_DepthRecon, Eq. 8-10."
-        logits, rows = code_logits(hidden, labels, self.inner.lm_head.weight, self.vocab)
+        logits, rows = code_logits(hidden, labels, self.inner.lm_head, self.vocab)
         if not len(rows):
             return hidden.sum() * 0.0
         maps = self.codebook.decode_latents(soft_tokens(logits, self.codebook.codebook))
@@ -221,7 +220,7 @@ class PerceptioModel(nn.Module):
         "Where the backbone lives."
         return self.inner.lm_head.weight.device
 
-# %% ../nbs/16_model.ipynb #940a4b85
+# %% ../nbs/16_model.ipynb #8367fde6
 TEST_WORDS = "segment the red green blue cube sphere with mask and depth . , a small large left of which point is closest to camera ? what color how many (A) (B) (C) describe this image".split()
 
 
@@ -232,7 +231,8 @@ def build_language(settings: Settings):  # -> (InternVLForConditionalGeneration,
     if settings.base:
         folder = language_folder(settings)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        backbone = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        half = settings.train_llm == "lora" and settings.precision == "bf16"  # frozen weights need no more; what trains is made float32
+        backbone = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16 if half else torch.float32, attn_implementation=attention_kind(settings))
     else:
         tokenizer = build_tokenizer(TEST_WORDS)
         with torch.random.fork_rng(devices=[]):
@@ -259,91 +259,7 @@ def build_model(
         raise ValueError(f"the codebook writes {codebook.n_tokens} tokens per map, settings.n_depth_tokens is {settings.n_depth_tokens}")
     backbone, tokenizer, vocab = build_language(settings)
     backbone = set_trainable(backbone, settings, vocab)
+    if settings.gradient_checkpointing:
+        backbone.activation_checkpointing_enable({"use_reentrant": False})
     mask_head = build_mask_head(settings) if settings.use_seg else None
     return PerceptioModel(settings, vocab, backbone, mask_head, codebook if settings.use_depth else None), tokenizer
-
-# %% ../nbs/16_model.ipynb #695f2038
-def saved_state(model: PerceptioModel) -> dict[str, torch.Tensor]:
-    "Tensors that differ from the base: the trained ones, or all where the base is random."
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    keep = (lambda name: name in trained) if model.settings.base else (lambda name: not name.startswith("codebook."))
-    return {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items() if keep(name)}
-
-
-def save_model(
-    model: PerceptioModel,
-    tokenizer,
-    folder: str | Path,
-) -> Path:
-    "Write a checkpoint that `load_model` reads."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(saved_state(model), folder / "model.safetensors.part")
-    (folder / "model.safetensors.part").replace(folder / "model.safetensors")
-    if model.codebook is not None:
-        model.codebook.save_pretrained(folder / "codebook")
-    tokenizer.save_pretrained(folder)
-    (folder / "settings.json").write_text(json.dumps(asdict(model.settings), indent=1) + "\n")
-    return folder
-
-
-def read_settings(folder: str | Path) -> Settings:
-    "The settings a checkpoint was trained with."
-    path = Path(folder) / "settings.json"
-    if not path.is_file():
-        there = ", ".join(sorted(p.parent.name for p in Path(folder).parent.glob("*/settings.json"))) or "none"
-        raise ValueError(f"no Perceptio checkpoint in {str(folder)!r} (no settings.json); checkpoints beside it: {there}. Train one with `make train`")
-    return Settings(**json.loads(path.read_text()))
-
-
-def load_model(
-    folder: str | Path,
-    seg: bool = True,  # build the mask head
-    depth: bool = True,  # load the codebook
-):  # -> (PerceptioModel, tokenizer)
-    "Read a checkpoint; parts that are not asked for are not loaded."
-    settings = read_settings(folder)
-    backbone, tokenizer, vocab = build_language(settings)
-    check_tokenizer(tokenizer, folder)
-    backbone = set_trainable(backbone, settings, vocab)
-    head = build_mask_head(settings) if seg and settings.use_seg else None
-    codebook = DepthCodebook.from_pretrained(Path(folder) / "codebook") if depth and settings.use_depth else None
-    model = PerceptioModel(settings, vocab, backbone, head, codebook)
-    load_state(model, load_file(Path(folder) / "model.safetensors"))
-    return model.eval(), tokenizer
-
-
-def load_mask_head(folder: str | Path) -> MaskHead:
-    "Only the mask head of a checkpoint."
-    head = build_mask_head(read_settings(folder))
-    with safe_open(Path(folder) / "model.safetensors", "pt") as file:
-        state = {k.removeprefix("mask_head."): file.get_tensor(k) for k in file.keys() if k.startswith("mask_head.")}
-    unexpected = head.load_state_dict(state, strict=False)[1]
-    if unexpected or not state:
-        raise ValueError(f"the checkpoint {Path(folder).name!r} has no mask head that fits: unexpected {unexpected[:3]}; was it trained with ablation no_seg?")
-    return head.eval()
-
-
-def check_tokenizer(
-    tokenizer,  # of the base
-    folder: str | Path,  # checkpoint
-) -> None:
-    "A checkpoint of another vocabulary would map every word to a wrong row."
-    from transformers import AutoTokenizer
-
-    saved = AutoTokenizer.from_pretrained(folder).get_vocab()
-    if saved != tokenizer.get_vocab():
-        differ = sorted(set(saved.items()) ^ set(tokenizer.get_vocab().items()))[:3]
-        raise ValueError(f"checkpoint {Path(folder).name!r} has another vocabulary than its base (first differences {differ}): use the base it was trained from")
-
-
-def load_state(
-    model: PerceptioModel,
-    state: dict[str, torch.Tensor],
-) -> None:
-    "Lay saved tensors over a freshly built model; each must have its place."
-    state = {k: v for k, v in state.items() if model.mask_head is not None or not k.startswith("mask_head.")}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    missing = set(missing) & set(saved_state(model))
-    if missing or unexpected:
-        raise ValueError(f"the checkpoint does not fit: missing {sorted(missing)[:3]}, unexpected {list(unexpected)[:3]}")

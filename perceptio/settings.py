@@ -28,7 +28,7 @@ from perceptio.notebook import (  # noqa: F401  the names of `_all_` are part of
 
 _all_ = ["check_parameters", "data_dir", "in_test", "nearest", "project_root", "run_dir", "scratch_dir"]
 
-# %% ../nbs/00_settings.ipynb #d271bbad
+# %% ../nbs/00_settings.ipynb #abe6929e
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     "Which run this is."
@@ -133,6 +133,7 @@ class OptimSettings:
     max_steps: int  # optimiser steps; 0 = by epochs
     max_length: int  # tokens of one sample
     precision: str  # bf16 | fp32
+    gradient_checkpointing: bool  # keep the inputs of the blocks only and compute the rest again in the backward pass
 
 
 @dataclass(frozen=True, kw_only=True)
