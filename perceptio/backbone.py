@@ -7,7 +7,8 @@ __all__ = ['SPECIALS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'LORA_TARGETS', 'build_t
            'check_image', 'normalise', 'image_tiles', 'backbone_config', 'attention_kind', 'build_backbone',
            'place_cells', 'init_new_rows', 'add_tokens', 'set_trainable', 'with_lora']
 
-# %% ../nbs/15_backbone.ipynb #55886590
+# %% ../nbs/15_backbone.ipynb #aacd0ea3
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -196,7 +197,7 @@ def add_tokens(
         init_new_rows(layer.weight.data, vocab.ids, generator, spread)
     return vocab
 
-# %% ../nbs/15_backbone.ipynb #be6db3d6
+# %% ../nbs/15_backbone.ipynb #f2b5138b
 LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 
 
@@ -229,7 +230,9 @@ def with_lora(model, settings: Settings):  # -> peft model
 
     trained = [p for p in model.parameters() if p.requires_grad]
     config = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules=LORA_TARGETS)
-    wrapped = get_peft_model(model, config)  # freezes everything but its own
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks transformers for it by its old name
+        wrapped = get_peft_model(model, config)  # freezes everything but its own
     for p in trained:
         p.requires_grad_(True)
     return wrapped

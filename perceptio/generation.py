@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['last_states', 'left_pad', 'Written', 'write', 'written', 'PerceptioOutput', 'overlay', 'find_checkpoint', 'Perceptio']
 
-# %% ../nbs/17_generation.ipynb #59390401
+# %% ../nbs/17_generation.ipynb #1b50838a
 import io
 from collections.abc import Sequence
 from contextlib import contextmanager

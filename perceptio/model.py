@@ -6,7 +6,7 @@
 __all__ = ['TEST_WORDS', 'supervised_costs', 'language_loss', 'code_logits', 'seg_states', 'mask_centres', 'point_loss',
            'PerceptioModel', 'build_language', 'build_mask_head', 'build_model']
 
-# %% ../nbs/16_model.ipynb #bd6fe32c
+# %% ../nbs/16_model.ipynb #14ccc147
 import torch
 import torch.nn.functional as F
 from torch import nn
