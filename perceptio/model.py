@@ -6,7 +6,9 @@
 __all__ = ['TEST_WORDS', 'supervised_costs', 'language_loss', 'code_logits', 'seg_states', 'mask_centres', 'point_loss',
            'PerceptioModel', 'build_language', 'build_mask_head', 'build_model']
 
-# %% ../nbs/16_model.ipynb #14ccc147
+# %% ../nbs/16_model.ipynb #049fff2e
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -98,7 +100,7 @@ def point_loss(
         clicks = prompt_tokens(mask_head.sam, points=mask_centres(masks) * mask_head.sam.image_size)[:, 0]
     return F.mse_loss(mask_head.projection(states), clicks)
 
-# %% ../nbs/16_model.ipynb #40bb8cf4
+# %% ../nbs/16_model.ipynb #287ed4ee
 class PerceptioModel(nn.Module):
     "InternVL + [SEG]-driven SAM2 mask head + frozen depth codebook; `forward` returns the terms of Eq. 2."
 
@@ -123,7 +125,7 @@ class PerceptioModel(nn.Module):
     def arithmetic(self):
         "Autocast to the type of a half-precision base; nothing for a float32 one."
         kind = self.inner.lm_head.weight.dtype
-        return torch.autocast(self.device.type, kind, enabled=kind != torch.float32)
+        return nullcontext() if kind == torch.float32 else torch.autocast(self.device.type, kind)  # a disabled autocast would switch off the trainer's
 
     def hidden_states(
         self,
