@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'LORA_TARGETS', 'build_tokenizer', 'image_tokens', 'question_text',
-           'check_image', 'normalise', 'image_tiles', 'backbone_config', 'attention_kind', 'build_backbone',
-           'place_cells', 'init_new_rows', 'add_tokens', 'set_trainable', 'with_lora']
+           'check_image', 'normalise', 'image_tiles', 'backbone_config', 'attention_kind', 'base_dtype',
+           'build_backbone', 'place_cells', 'init_new_rows', 'add_tokens', 'set_trainable', 'with_lora']
 
 # %% ../nbs/15_backbone.ipynb #aacd0ea3
 import warnings
@@ -105,7 +105,7 @@ def image_tiles(
     processor = GotOcr2ImageProcessorPil(size={"height": size, "width": size}, crop_to_patches=True, max_patches=settings.max_tiles)
     return torch.as_tensor(processor(Image.fromarray(image), return_tensors="pt")["pixel_values"])
 
-# %% ../nbs/15_backbone.ipynb #6a40b81c
+# %% ../nbs/15_backbone.ipynb #ca1978df
 def backbone_config(
     settings: Settings,
     vocab_size: int,  # rows of the embedding, perception tokens included
@@ -135,6 +135,11 @@ def backbone_config(
 def attention_kind(settings: Settings) -> str:
     "transformers' plain attention for tiny heads, where it is twice as fast in bfloat16 on a CPU; torch's fused one otherwise."
     return "eager" if settings.text_hidden // settings.text_heads < 64 else "sdpa"
+
+
+def base_dtype(settings: Settings) -> torch.dtype:
+    "bfloat16 for weights that stay frozen beside LoRA; what trains is float32."
+    return torch.bfloat16 if settings.train_llm == "lora" and settings.precision == "bf16" else torch.float32
 
 
 def build_backbone(

@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'DATA', 'base_rows', 'meta_model', 'parameter_table', 'block_bytes', 'memory_table', 'schedule_table',
            'requirements', 'check_requirements']
 
-# %% ../nbs/29_dry_run.ipynb #5aa59d4d
+# %% ../nbs/29_dry_run.ipynb #566a84e7
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from .backbone import build_backbone, build_tokenizer, image_tokens, set_trainable
+from .backbone import base_dtype, build_backbone, build_tokenizer, image_tokens, set_trainable
 from .checkpoints import language_folder
 from .codebook import DepthCodebook
 from .model import TEST_WORDS, PerceptioModel, build_mask_head
@@ -22,7 +22,7 @@ from .new_rows import CHUNK
 from .settings import Settings, project_root
 from .tokens import PerceptionVocab
 
-# %% ../nbs/29_dry_run.ipynb #c197b67f
+# %% ../nbs/29_dry_run.ipynb #fd3cd002
 def base_rows(settings: Settings) -> int:
     "Rows of the embedding before the perception tokens."
     if settings.vocab_size:
@@ -38,8 +38,7 @@ def meta_model(
     "The model of these settings as names and shapes."
     first = base_rows(settings)
     vocab = PerceptionVocab(first, first + 1, first + 2, tuple(range(first + 3, first + 3 + settings.n_codes)), settings.n_depth_tokens)
-    half = settings.train_llm == "lora" and settings.precision == "bf16"
-    backbone = build_backbone(settings, device="meta", vocab_size=first).to(torch.bfloat16 if half else torch.float32)
+    backbone = build_backbone(settings, device="meta", vocab_size=first).to(base_dtype(settings))
     with torch.device("meta"):
         backbone = set_trainable(backbone, settings, vocab)
         codebook = DepthCodebook.from_settings(settings) if settings.use_depth else None
@@ -65,7 +64,7 @@ def parameter_table(
     table = pd.DataFrame(rows).T
     return table[table["frozen"] + table["trained"] > 0]
 
-# %% ../nbs/29_dry_run.ipynb #4a953bb0
+# %% ../nbs/29_dry_run.ipynb #01d5ebd5
 def block_bytes(
     settings: Settings,
     tokens: int,
@@ -93,7 +92,6 @@ def memory_table(
     items = {
         "weights": parts["bytes"].sum(), "gradients": 4 * trained, "Adam's moments": 8 * trained, "blocks of the language model": kept,
         "logits of one chunk, with gradient": 10 * CHUNK, "images, no gradient": 2 * tiles * patches * (s.vision_mlp + 6 * s.vision_hidden),
-        "mask decoder, 4 masks": s.use_seg * 4 * 4 * s.sam_image_size**2 / 16 * 40,
     }  # fmt: skip
     table = pd.Series(items) / 2**30
     table["sum"] = table.sum()
@@ -112,7 +110,7 @@ def schedule_table(
     return pd.Series({"samples": steps * batch, "samples a step": batch, "steps": steps, "tokens at most": steps * batch * s.max_length,
                       "hours": "throughput not given" if hours is None else round(hours, 1)}, dtype=object)  # fmt: skip
 
-# %% ../nbs/29_dry_run.ipynb #3589e219
+# %% ../nbs/29_dry_run.ipynb #473468c0
 DATA = {  # below data/: section 3.5
     "refer": "RefCOCO, RefCOCO+ and RefCOCOg: refs and instances", "coco/train2014": "COCO 2014 training images", "llava/llava_v1_5_mix665k.json": "LLaVA-1.5 instructions",
     "glamm": "grounded conversations (GCG)", "ade20k": "ADE20K images",
@@ -133,7 +131,7 @@ def requirements(
         rows.append(("SAM2", root / settings.sam_checkpoint, "download sam2_hiera_large.pt from the SAM2 repository"))
     if settings.data == "paper":
         if settings.use_depth:
-            rows.append(("depth codebook", root / "data" / "checkpoints" / "codebook", "train it with nbs/train_codebook.ipynb, or put a converted AURORA codebook there"))
+            rows.append(("depth codebook", None, "none can be made for photographs yet: the depth teacher has no reader here"))
         rows += [("data", root / "data" / name, what) for name, what in DATA.items()]
     table = pd.DataFrame(rows, columns=["what", "path", "hint"])
     table["found"] = [path is not None and Path(path).exists() for path in table["path"]]

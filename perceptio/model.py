@@ -6,14 +6,14 @@
 __all__ = ['TEST_WORDS', 'supervised_costs', 'language_loss', 'code_logits', 'seg_states', 'mask_centres', 'point_loss',
            'PerceptioModel', 'build_language', 'build_mask_head', 'build_model']
 
-# %% ../nbs/16_model.ipynb #049fff2e
+# %% ../nbs/16_model.ipynb #521d7d2d
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .backbone import add_tokens, attention_kind, build_backbone, build_tokenizer, set_trainable
+from .backbone import add_tokens, attention_kind, base_dtype, build_backbone, build_tokenizer, set_trainable
 from .checkpoints import language_folder
 from .codebook import DepthCodebook
 from .losses import count_loss, mask_loss, span_losses
@@ -222,7 +222,7 @@ class PerceptioModel(nn.Module):
         "Where the backbone lives."
         return self.inner.lm_head.weight.device
 
-# %% ../nbs/16_model.ipynb #8367fde6
+# %% ../nbs/16_model.ipynb #a6fbd738
 TEST_WORDS = "segment the red green blue cube sphere with mask and depth . , a small large left of which point is closest to camera ? what color how many (A) (B) (C) describe this image".split()
 
 
@@ -233,8 +233,7 @@ def build_language(settings: Settings):  # -> (InternVLForConditionalGeneration,
     if settings.base:
         folder = language_folder(settings)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        half = settings.train_llm == "lora" and settings.precision == "bf16"  # frozen weights need no more; what trains is made float32
-        backbone = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16 if half else torch.float32, attn_implementation=attention_kind(settings))
+        backbone = InternVLForConditionalGeneration.from_pretrained(folder, dtype=base_dtype(settings), attn_implementation=attention_kind(settings))
     else:
         tokenizer = build_tokenizer(TEST_WORDS)
         with torch.random.fork_rng(devices=[]):
