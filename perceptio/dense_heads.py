@@ -6,14 +6,14 @@
 __all__ = ['KINDS', 'DENSE_SPLIT', 'scene_prompts', 'attribute_table', 'mask_batch', 'attention_init', 'DenseHeads',
            'box_offsets', 'dense_loss']
 
-# %% ../nbs/30b_dense_heads.ipynb #f09fb313
+# %% ../nbs/30b_dense_heads.ipynb #8e5b03a8
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .sam import preprocess
 from .scenes import COLORS, SHAPES, SIZES
-from .segmentation import preprocess
 
 # %% ../nbs/30b_dense_heads.ipynb #5542f2f0
 def scene_prompts(

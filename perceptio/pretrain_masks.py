@@ -6,7 +6,7 @@
 __all__ = ['prompt_mask_loss', 'evaluate_prompts', 'trained_groups', 'MaskPretrainer', 'plan_steps', 'training_card',
            'pretrain_masks']
 
-# %% ../nbs/31_pretrain_masks.ipynb #0f88dd4b
+# %% ../nbs/31_pretrain_masks.ipynb #bd2cf37d
 import json
 import logging
 import math
@@ -22,17 +22,8 @@ from torch import Tensor, nn
 
 from .dense_heads import DenseHeads, attention_init, dense_loss, mask_batch
 from .record import provenance, read_metrics, write_atomically, write_json
-from perceptio.segmentation import (
-    build_sam2_whole,
-    decode_masks,
-    drop_video_parts,
-    image_features,
-    prompt_tokens,
-    pyramid_features,
-    save_sam,
-    trained_parts,
-    upsample,
-)
+from .sam import build_sam2_whole, drop_video_parts, image_features, pyramid_features, save_sam
+from .segmentation import decode_masks, prompt_tokens, trained_parts, upsample
 from .settings import Settings
 
 # %% ../nbs/31_pretrain_masks.ipynb #9063ffdb
