@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPECIALS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'LORA_TARGETS', 'build_tokenizer', 'image_tokens', 'question_text',
            'check_image', 'normalise', 'image_tiles', 'backbone_config', 'attention_kind', 'base_dtype',
-           'build_backbone', 'place_cells', 'init_new_rows', 'add_tokens', 'set_trainable', 'with_lora']
+           'build_backbone', 'place_cells', 'code_noise', 'init_new_rows', 'add_tokens', 'set_trainable', 'with_lora']
 
 # %% ../nbs/15_backbone.ipynb #aacd0ea3
 import warnings
@@ -172,26 +172,41 @@ def place_cells(
     rows, columns = wave[:, None].expand(side, side, -1), wave[None].expand(side, side, -1)
     embedding[0, 1:] = torch.cat([rows, columns], -1).flatten(0, 1)
 
-# %% ../nbs/15_backbone.ipynb #b258a392
+# %% ../nbs/15_backbone.ipynb #c1051a5b
+def code_noise(
+    codes: torch.Tensor,  # (K, D) codebook vectors
+    width: int,  # H
+    generator: torch.Generator,
+) -> torch.Tensor:  # (K, H), unit variance on average
+    "The codebook's geometry at the width of the language model."
+    codes = codes.detach().float().cpu()
+    centred = codes - codes.mean(0)
+    return centred / centred.pow(2).sum(1).mean().sqrt() @ torch.randn(codes.shape[1], width, generator=generator)
+
+
 @torch.no_grad()
 def init_new_rows(
     weight: torch.Tensor,  # (V, H) embedding or head
-    ids: Sequence[int],  # rows to initialise
+    ids: Sequence[int],  # rows to initialise, those of the K depth codes last
     generator: torch.Generator,
     spread: float = 0.5,  # noise, in standard deviations of the old rows
+    codes: torch.Tensor | None = None,  # (K, D) codebook vectors; None = independent noise
 ) -> None:
     "New rows = mean of the old rows + noise."
     new = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
     new[list(ids)] = True
     old = weight[~new].float()
-    noise = torch.randn(len(ids), weight.shape[1], generator=generator).to(weight.device)
-    weight[list(ids)] = (old.mean(0) + spread * old.std(0) * noise).to(weight.dtype)
+    noise = torch.randn(len(ids), weight.shape[1], generator=generator)
+    if codes is not None:
+        noise[-len(codes) :] = code_noise(codes, weight.shape[1], generator)
+    weight[list(ids)] = (old.mean(0) + spread * old.std(0) * noise.to(weight.device)).to(weight.dtype)
 
 
 def add_tokens(
     model,  # InternVLForConditionalGeneration
     tokenizer,
     settings: Settings,
+    codes: torch.Tensor | None = None,  # (K, D) codebook vectors, for new_row_init = codebook
 ) -> PerceptionVocab:
     "Add the perception tokens to tokenizer and model; their rows are initialised, all others untouched."
     vocab = PerceptionVocab.add_to(tokenizer, settings.n_codes, settings.n_depth_tokens)
@@ -199,10 +214,10 @@ def add_tokens(
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     generator = torch.Generator().manual_seed(settings.seed)
     for layer, spread in ((model.get_input_embeddings(), 0.5), (model.get_output_embeddings(), 0.05)):
-        init_new_rows(layer.weight.data, vocab.ids, generator, spread)
+        init_new_rows(layer.weight.data, vocab.ids, generator, spread, codes if settings.new_row_init == "codebook" else None)
     return vocab
 
-# %% ../nbs/15_backbone.ipynb #f2b5138b
+# %% ../nbs/15_backbone.ipynb #606591bc
 LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 
 
@@ -235,7 +250,8 @@ def with_lora(model, settings: Settings):  # -> peft model
 
     trained = [p for p in model.parameters() if p.requires_grad]
     config = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, target_modules=LORA_TARGETS)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)  # the adapters' first weights are the run's, whatever happened before
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks transformers for it by its old name
         wrapped = get_peft_model(model, config)  # freezes everything but its own
     for p in trained:

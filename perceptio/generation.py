@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['last_states', 'left_pad', 'Written', 'write', 'written', 'PerceptioOutput', 'overlay', 'find_checkpoint', 'Perceptio']
 
-# %% ../nbs/17_generation.ipynb #1b50838a
+# %% ../nbs/17_generation.ipynb #d809ea0f
 import io
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from .backbone import check_image, image_tiles, image_tokens
 from .codebook import DepthCodebook
-from .samples import Sample, Turn, perception_prefix, prompt, wants
+from .samples import Sample, Turn, perception_prefix, prompt_ids, wants
 from .saving import load_mask_head, load_model
 from .segmentation import upsample
 from .settings import project_root
@@ -141,7 +141,7 @@ def overlay(
     out[mask & ~inside] = color
     return out
 
-# %% ../nbs/17_generation.ipynb #26eb51a6
+# %% ../nbs/17_generation.ipynb #c4e93fd0
 def find_checkpoint(
     path: str | Path,  # a folder, or the name of a run such as "runs/tiny"
 ) -> Path:
@@ -213,7 +213,7 @@ class Perceptio:
             return []
         perceive = wants(perceive, self.settings)
         tiles = [image_tiles(s.image, self.settings) for s in samples]
-        prompts = [self.tokenizer(prompt(s.turns[0].question, perceive, len(t) * image_tokens(self.settings), self.vocab)).input_ids for s, t in zip(samples, tiles)]
+        prompts = [prompt_ids(s.turns[0].question, perceive, len(t) * image_tokens(self.settings), self.tokenizer, self.vocab) for s, t in zip(samples, tiles)]
         prefixes = [perception_prefix(perceive, c, self.vocab) for c in codes] if codes is not None and perceive in ("depth", "both") else None
         grammar = PerceptionGrammar(self.vocab, perceive) if guided and perceive != "none" and prefixes is None else None
         rows = write(self.model, self.tokenizer, prompts, torch.cat(tiles), prefixes, grammar, max_new_tokens + self.vocab.n_tokens + 3)

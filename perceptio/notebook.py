@@ -35,7 +35,7 @@ def project_root() -> Path:  # the folder that holds settings.ini and perceptio/
         f"no Perceptio checkout at or above {Path.cwd()}: run inside one, or set PERCEPTIO_ROOT to its folder"
     )
 
-# %% ../nbs/00_notebook.ipynb #b9334228
+# %% ../nbs/00_notebook.ipynb #54c82cfb
 def in_test() -> bool:
     "Whether a test runs this notebook: `nbdev_test` sets the environment variable IN_TEST."
     return bool(os.environ.get("IN_TEST"))
@@ -43,7 +43,9 @@ def in_test() -> bool:
 
 @functools.cache
 def scratch_dir() -> Path:
-    "A temporary folder of this process, removed when it ends."
+    "A temporary folder of this process, removed when it ends; processes that `launch` starts share it."
+    if shared := os.environ.get("PERCEPTIO_SCRATCH"):
+        return Path(shared)
     path = Path(tempfile.mkdtemp(prefix="perceptio-"))
     multiprocessing.util.Finalize(
         None, shutil.rmtree, args=(path, True), exitpriority=10

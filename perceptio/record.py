@@ -177,7 +177,7 @@ def read_metrics(
         lines.pop()
     return [json.loads(line) for line in lines]
 
-# %% ../nbs/01_record.ipynb #79cb1096
+# %% ../nbs/01_record.ipynb #b424d097
 class Run:
     "One run and its folder; only the first process of a distributed launch writes."
 
@@ -197,6 +197,16 @@ class Run:
             write_atomically(self.dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
         self._start = time.perf_counter()
         self._save()
+
+    @classmethod
+    def reopen(cls, dir: str | Path) -> "Run":
+        "Go on writing a run where its log ends: in the processes that train it, and after them."
+        run = cls.__new__(cls)
+        run.dir, run.record = Path(dir), read_run(Path(dir))
+        rows = read_metrics(run.dir)
+        run.name, run.writes, run.last_step = run.record["name"], os.environ.get("RANK", "0") == "0", rows[-1]["step"] if rows else 0
+        run._earlier, run._start = run.record["seconds"], time.perf_counter()
+        return run
 
     def _resume(self, step):
         old, new = read_run(self.dir), self.record

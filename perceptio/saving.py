@@ -6,7 +6,7 @@
 __all__ = ['trained_state', 'saved_state', 'save_model', 'read_settings', 'load_model', 'load_mask_head', 'check_tokenizer',
            'load_state', 'export_backbone']
 
-# %% ../nbs/16b_saving.ipynb #d56282a4
+# %% ../nbs/16b_saving.ipynb #e47fc028
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -19,9 +19,9 @@ from torch import nn
 from .backbone import set_trainable
 from .checkpoints import new_folder
 from .codebook import DepthCodebook
-from .model import PerceptioModel, build_language, build_mask_head
+from .model import PerceptioModel, build_language
 from .new_rows import SplitHead, merge_rows
-from .segmentation import MaskHead
+from .segmentation import MaskHead, build_mask_head
 from .settings import Settings
 
 # %% ../nbs/16b_saving.ipynb #4960356a

@@ -28,7 +28,7 @@ from perceptio.notebook import (  # noqa: F401  the names of `_all_` are part of
 
 _all_ = ["check_parameters", "data_dir", "in_test", "nearest", "project_root", "run_dir", "scratch_dir"]
 
-# %% ../nbs/00_settings.ipynb #abe6929e
+# %% ../nbs/00_settings.ipynb #2f421bf2
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     "Which run this is."
@@ -68,6 +68,7 @@ class CodebookSettings:
     n_depth_tokens: int  # n, a square: the sqrt(n) x sqrt(n) grid of codes
     depth_size: int  # pixels, side of the depth map the codebook sees
     code_dim: int  # D, width of one code
+    codebook: str  # a trained one: a folder or file, relative to the checkout; "" = trained by the run
     codebook_preset: str  # aurora (the published architecture) | compact (fast on a CPU)
     codebook_steps: int  # optimiser steps of its training
 
@@ -92,6 +93,7 @@ class TrainableSettings:
     lora_rank: int  # r
     lora_alpha: int  # scale of the update: alpha / r
     lora_dropout: float  # in [0, 1)
+    new_row_init: str  # of the depth codes: noise (mean row + noise) | codebook (codes that are alike in the codebook start alike)
     new_embeddings: str  # new_rows (only those of the perception tokens) | full (whole input and output embeddings)
     train_projector: bool  # the map from image features to language-model inputs
 
@@ -129,6 +131,7 @@ class OptimSettings:
     batch_size: int  # samples per device and forward pass
     grad_accum: int  # forward passes per optimiser step
     world_size: int  # devices the recipe is written for; batch_size x grad_accum x world_size = effective batch
+    parallel: str  # on several devices: ddp (a copy on each) | fsdp2 (all weights in shards) | zero2 (DeepSpeed: gradients and moments in shards)
     epochs: float  # passes over the mixture
     max_steps: int  # optimiser steps; 0 = by epochs
     max_length: int  # tokens of one sample
@@ -154,12 +157,14 @@ class DataSettings:
     use_depth: bool  # depth tokens, their data and their losses
     use_seg: bool  # [SEG], its data and its loss
 
-# %% ../nbs/00_settings.ipynb #d856a8ce
+# %% ../nbs/00_settings.ipynb #bb5696a2
 CHOICES = dict(
     text_model=("qwen2", "llama"),
     codebook_preset=("aurora", "compact"),
     train_llm=("lora", "full"),
     new_embeddings=("new_rows", "full"),
+    new_row_init=("noise", "codebook"),
+    parallel=("ddp", "fsdp2", "zero2"),
     count_mode=("paper", "soft"),
     lm_mean=("token", "group"),
     seg_state=("at", "previous"),

@@ -1,0 +1,276 @@
+"""Training on two processes (gloo) is training on one: the same loss and gradients, and the same weights after a kill."""
+
+import copy
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from transformers import TrainerCallback
+
+import perceptio.trainer
+import perceptio.training
+from perceptio.codebook import DepthCodebook
+from perceptio.launch import launch
+from perceptio.mixture import load_tasks, world, world_hash
+from perceptio.model import build_model, step_counts
+from perceptio.notebook import run_dir, scratch_dir
+from perceptio.record import Run, read_metrics, read_run
+from perceptio.samples import Collator, Sample, Turn
+from perceptio.settings import Settings
+from perceptio.trainer import SHARDED, PerceptioTrainer, checkpoint_step, training_arguments
+from perceptio.training import run_codebook, train_run
+
+LORA = dict(train_llm="lora", new_embeddings="new_rows", lora_rank=4, lora_alpha=8, lora_dropout=0.1)
+
+
+def samples():
+    "Eight, in the order of training: every four end in two of text alone, the last two of all are text too."
+    rng = np.random.default_rng(0)
+    image = lambda: rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)  # noqa: E731
+    depth, codes, mask = (
+        np.linspace(0, 1, 128 * 128, dtype=np.float32).reshape(128, 128),
+        rng.integers(0, 128, 64),
+        np.eye(128, dtype=bool),
+    )
+    text = Sample("text", "vqa", None, [Turn("how many cubes ?", "two cubes . a small red cube .")])
+    short = Sample("short", "vqa", None, [Turn("how many ?", "two")])
+    joint = Sample(
+        "joint", "joint", image(), [Turn("segment the red cube", "a small cube .", "both", mask)], depth, codes
+    )
+    two = Sample(
+        "two", "res", image(), [Turn("segment the cube", "", "seg", mask), Turn("segment the sphere", "", "seg", ~mask)]
+    )
+    seen = Sample("seen", "vqa", image(), [Turn("what color ?", "red")])
+    marked = Sample("marked", "hardblink", image(), [Turn("which point is closest ?", "(B)", "depth")], depth, codes)
+    return [joint, two, text, short, seen, marked, short, text]
+
+
+class KeepGradients(TrainerCallback):
+    "The gradients of the first step, as the optimiser gets them."
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 0:
+            self.gradients = {
+                n.removeprefix("module."): p.grad.clone() for n, p in model.named_parameters() if p.requires_grad
+            }
+
+
+def steps(folder, counted, **settings):
+    "Two optimiser steps over `samples`; from the first process its log and the gradients of the first step, in a file."
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    settings = Settings.load("smoke", **settings)
+    codebook = DepthCodebook.from_settings(settings)
+    codebook.codebook.copy_(torch.randn(codebook.codebook.shape))
+    model, tokenizer = build_model(settings, codebook)
+    keep, collate = KeepGradients(), Collator(tokenizer, model.vocab, settings, sam_pixels=model.mask_head.preprocess)
+    arguments = training_arguments(
+        settings,
+        folder,
+        max_steps=2,
+        log_steps=1,
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+        max_grad_norm=0.0,
+    )
+    count = (lambda batch: step_counts(batch, model.vocab)) if counted else None
+    trainer = PerceptioTrainer(
+        model, arguments, train_dataset=samples(), data_collator=collate, count=count, callbacks=[keep]
+    )
+    trainer.train()
+    if trainer.args.process_index == 0:
+        torch.save(keep.gradients, Path(folder) / "gradients.pt")
+    return trainer.accelerator.num_processes, trainer.accelerator.distributed_type.value, trainer.state.log_history
+
+
+def run_steps(folder, processes, counted=True, **settings):
+    "(number of processes, their kind, log), gradients"
+    folder.mkdir()
+    told = launch(steps, str(folder), counted, processes=processes, **settings)
+    return *told, torch.load(folder / "gradients.pt", weights_only=True)
+
+
+def gap(a, b):
+    "(largest difference between two sets of gradients, its tensor), relative to each tensor (and, for those that are zero but for rounding, to the largest)."
+    size = max(g.norm() for g in b.values())
+    return max((((a[n] - b[n]).norm() / (b[n].norm() + 1e-4 * size)).item(), n) for n in b)
+
+
+def test_two_processes_are_one(tmp_path):
+    "The second process of each step has no mask and no depth, and in the first step no image either."
+    whole = dict(batch_size=4, **LORA | dict(lora_dropout=0.0))
+    halves = dict(batch_size=2, grad_accum=2, **LORA | dict(lora_dropout=0.0))
+    one = run_steps(tmp_path / "one", 1, **whole)
+    two = run_steps(tmp_path / "two", 2, **whole, gradient_checkpointing=True)
+    passes = run_steps(tmp_path / "passes", 1, **halves)
+    assert one[0] == 1 and two[:2] == (2, "MULTI_CPU")
+    for other in (two, passes):
+        assert gap(other[3], one[3]) < (1e-4,)
+        for step, close in (
+            (0, 1e-5),
+            (1, 1e-3),
+        ):  # AdamW makes steps of full size out of gradients that are zero but for rounding
+            here, there = one[2][step], other[2][step]
+            assert set(here) - {"epoch"} == set(there) - {"epoch"} and "mask_ce" in here
+            for name in set(here) - {"epoch", "step"}:
+                assert there[name] == pytest.approx(here[name], rel=close, abs=1e-5), name
+    uncounted = run_steps(
+        tmp_path / "uncounted", 2, counted=False, **whole
+    )  # the mean of the devices' means is something else
+    assert gap(uncounted[3], one[3]) > (0.05,)
+
+
+def sharded():
+    "Loss and gradients of a model in shards (FSDP2) against those of a whole one, on half a step each; the second process has text only."
+    dist.init_process_group("gloo")
+    settings = Settings.load("smoke", gradient_checkpointing=True, **LORA | dict(lora_dropout=0.0))
+    torch.manual_seed(0)
+    weights = DepthCodebook.from_settings(settings)
+    models = []
+    for _ in range(2):
+        model, tokenizer = build_model(settings, copy.deepcopy(weights))
+        for p in model.backbone.parameters():
+            p.data = p.data if p.requires_grad else p.data.bfloat16()  # as at the published sizes
+        models.append(model)
+    whole_model, model = models
+    mine = samples()[2 * dist.get_rank() :][:2]
+    batch = Collator(tokenizer, model.vocab, settings, sam_pixels=model.mask_head.preprocess)(mine)
+    batch.pop("keys")
+    counts = step_counts(batch, model.vocab)
+    dist.all_reduce(counts)
+    for layer in model.modules():
+        if type(layer).__name__ in SHARDED:
+            fully_shard(layer)
+    fully_shard(model)
+    losses = []
+    for m in models:
+        losses.append(m(**batch, whole=counts / 2)["loss"])
+        losses[-1].backward()
+    expected = {n: p.grad for n, p in whole_model.named_parameters() if p.requires_grad}
+    for grad in expected.values():
+        dist.all_reduce(grad)
+    found = {n: p.grad.full_tensor() * 2 for n, p in model.named_parameters() if p.requires_grad}
+    blocks = {type(p).__name__ for n, p in model.named_parameters() if "layers.0" in n}
+    return gap(found, expected), losses[0].item() - losses[1].item(), blocks
+
+
+def test_shards_are_the_whole():
+    difference, loss, blocks = launch(sharded, processes=2)
+    assert difference < (1e-5,) and abs(loss) < 1e-5 and blocks == {"DTensor"}
+
+
+EIGHT = dict(
+    max_steps=8, batch_size=4, **LORA
+)  # a checkpoint after every step; dropout draws random numbers in every step
+
+
+def begin(name, resume=None):
+    "What train.ipynb does before it launches: data, the run, the codebook."
+    settings = Settings.load("smoke", **EIGHT)
+    stores = world(settings, progress=False)
+    load_tasks(stores["train"], settings.seed, progress=False)
+    Run(name, settings, data_hash=world_hash(stores), resume=resume)
+    run_codebook(settings, name, stores["train"])
+    return settings
+
+
+class Deadly(perceptio.trainer.RunLog):
+    "Also kills the first process (kill -9) after step 4, before its checkpoint, or while this lacks only its last word."
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.process_index == 0 and os.environ["DIE"] == "between" and state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if args.process_index == 0 and os.environ["DIE"] == "saving" and state.global_step == 4:
+            perceptio.trainer.write_json = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_and_die(settings, name):
+    perceptio.training.RunLog = Deadly
+    train_run(settings, name, curve_points=0)
+
+
+def whole_run(processes):
+    "A run that nothing interrupts."
+    name = f"whole-{processes}"
+    if not (run_dir(name) / "checkpoint").exists():
+        launch(train_run, begin(name), name, curve_points=0, processes=processes)
+    return name
+
+
+def found(name):
+    "The bytes of the trained weights, and the log without its clock."
+    rows = [
+        {k: v for k, v in row.items() if "second" not in k and "per_" not in k and "runtime" not in k}
+        for row in read_metrics(name)
+    ]
+    return (run_dir(name) / "checkpoint" / "model.safetensors").read_bytes(), [row for row in rows if "loss" in row]
+
+
+@pytest.mark.parametrize("when", ["between", "saving"])
+def test_killed_at_two_processes_and_resumed(when, monkeypatch):
+    name = f"killed-{when}"
+    settings = begin(name)
+    monkeypatch.setenv("DIE", when)
+    with pytest.raises(RuntimeError, match="process 0 of 2 failed: .*SIGKILL"):
+        launch(train_and_die, settings, name, processes=2)
+    assert (run_dir(name) / "checkpoint-4" / "optimizer.pt").exists() == (when == "saving")
+    assert checkpoint_step(run_dir(name)) == 3
+    launch(train_run, begin(name, 3), name, curve_points=0, processes=2)
+    weights, log = found(name)
+    expected, log_of_whole = found(whole_run(2))
+    assert weights == expected
+    assert log == log_of_whole
+    assert read_run(name)["status"] == "finished"
+
+
+def test_killed_at_one_process_and_resumed(monkeypatch):
+    "The whole program dies, as it would in a notebook."
+    name, settings = "killed-alone", begin("killed-alone")
+    code = f"import test_launch as t; from perceptio.settings import Settings; t.train_and_die(Settings(**{settings.as_dict()}), {name!r})"
+    environ = os.environ | dict(
+        DIE="saving", PERCEPTIO_SCRATCH=str(scratch_dir()), PYTHONPATH=str(Path(__file__).parent), OMP_NUM_THREADS="1"
+    )
+    torch.set_num_threads(1)  # sums in another order are other sums
+    assert subprocess.run([sys.executable, "-c", code], env=environ, check=False).returncode == -signal.SIGKILL
+    assert checkpoint_step(run_dir(name)) == 3
+    launch(train_run, begin(name, 3), name, curve_points=0)
+    weights, log = found(name)
+    expected, log_of_whole = found(whole_run(1))
+    assert weights == expected
+    assert log == log_of_whole
+    assert (
+        weights != found(whole_run(2))[0]
+    )  # dropout differs between processes: equality above is not for lack of difference
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def test_two_machines_meet():
+    "The way of nbs/train.sbatch on this one: a launcher for each machine, one process each."
+    code = "import os; from perceptio.launch import launch; print(launch(os.getenv, 'RANK'))"
+    machines, port = [], free_port()
+    for node in (0, 1):
+        environ = os.environ | dict(
+            SLURM_NNODES="2", SLURM_NODEID=str(node), MASTER_ADDR="localhost", MASTER_PORT=str(port)
+        )
+        machines.append(subprocess.Popen([sys.executable, "-c", code], env=environ, stdout=subprocess.PIPE, text=True))
+    assert [m.communicate(timeout=120)[0].strip() for m in machines] == ["0", "1"]
+
+
+def test_a_failure_names_the_process():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match=r"process \d of 2 failed: ValueError: there is no run 'nowhere'"):
+        launch(train_run, Settings.load("smoke"), "nowhere", processes=2)
+    assert signal.getsignal(signal.SIGTERM) == before
