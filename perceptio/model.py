@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COUNTED', 'TEST_WORDS', 'supervised_costs', 'step_counts', 'step_shares', 'language_loss', 'code_logits',
-           'seg_states', 'mask_centres', 'point_loss', 'nothing', 'PerceptioModel', 'build_language', 'build_model']
+           'true_codes', 'seg_states', 'mask_centres', 'point_loss', 'nothing', 'PerceptioModel', 'build_language',
+           'build_model']
 
 # %% ../nbs/16_model.ipynb #c7f904d4
 from contextlib import nullcontext
@@ -93,6 +94,16 @@ def code_logits(
     states = hidden[rows[:, None], positions[rows]]
     return states @ head_rows(head, vocab.code_ids[0], vocab.code_ids[-1]).T.to(states.dtype), rows
 
+# %% ../nbs/16_model.ipynb #bbcab905
+def true_codes(
+    labels: torch.Tensor,  # (B, T)
+    vocab: PerceptionVocab,
+) -> torch.Tensor:  # (M, n) codes of the M samples with a full span
+    "The depth codes that the labels hold."
+    positions, valid = code_positions(labels, vocab)
+    rows = torch.nonzero(valid).flatten()
+    return labels[rows[:, None], positions[rows] + 1] - vocab.code_ids[0]
+
 # %% ../nbs/16_model.ipynb #c0bf0a95
 def seg_states(
     hidden: torch.Tensor,  # (B, T, H)
@@ -131,7 +142,7 @@ def nothing(module: nn.Module) -> torch.Tensor | float:
     "0, with a path to every trained parameter of a module."
     return sum(p.flatten()[0] * 0.0 for p in module.parameters() if p.requires_grad)
 
-# %% ../nbs/16_model.ipynb #c3addd7d
+# %% ../nbs/16_model.ipynb #fad5442f
 class PerceptioModel(nn.Module):
     "InternVL + [SEG]-driven SAM2 mask head + frozen depth codebook; `forward` returns the terms of Eq. 2."
 
@@ -213,7 +224,8 @@ class PerceptioModel(nn.Module):
             terms |= span_losses(costs, labels, self.vocab)
             terms["count"] = count_loss(labels, self.vocab, mode="paper") if settings.count_mode == "paper" else self.soft_count(hidden, labels)
         if settings.lambda_recon:
-            terms["recon"] = self.reconstruction(hidden, labels, depth) if depth is not None else hidden.sum() * 0.0
+            known = depth is not None or settings.recon_target == "codes"
+            terms["recon"] = self.reconstruction(hidden, labels, depth) if known else hidden.sum() * 0.0
         return terms
 
     def reconstruction(self, hidden, labels, depth) -> torch.Tensor:
@@ -222,7 +234,8 @@ class PerceptioModel(nn.Module):
         if not len(rows):
             return hidden.sum() * 0.0
         maps = self.codebook.decode_latents(soft_tokens(logits, self.codebook.codebook))
-        error = (maps - self.codebook.resize(depth[rows])).pow(2).mean((1, 2, 3))
+        target = self.codebook.resize(depth[rows]) if self.settings.recon_target == "map" else self.codebook.decode(true_codes(labels, self.vocab))
+        error = (maps - target).pow(2).mean((1, 2, 3))
         return error.sum() / len(labels)
 
     def soft_count(self, hidden, labels) -> torch.Tensor:

@@ -28,7 +28,7 @@ from perceptio.notebook import (  # noqa: F401  the names of `_all_` are part of
 
 _all_ = ["check_parameters", "data_dir", "in_test", "nearest", "project_root", "run_dir", "scratch_dir"]
 
-# %% ../nbs/00_settings.ipynb #2f421bf2
+# %% ../nbs/00_settings.ipynb #bcdb4413
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     "Which run this is."
@@ -81,6 +81,7 @@ class SegmentationSettings:
     sam_checkpoint: str  # its weights: a .pt file or a folder, relative to the checkout; "" = random
     sam_image_size: int  # pixels, side of the image SAM2 sees
     mask_dim: int  # width of its prompt tokens, and so of the projected [SEG] state
+    mask_size: int  # pixels, side of the square that true masks are resized to for the loss; 0 = as large as the image
     multimask: bool  # decode three masks and keep the one with the highest predicted IoU
     cache_sam_features: bool  # compute the frozen encoder's features once per image
 
@@ -112,6 +113,7 @@ class LossSettings:
     lambda_token: float  # of L_token, Eq. 6
     lambda_count: float  # of L_count, Eq. 7
     lambda_recon: float  # of the depth reconstruction loss, Eq. 10
+    recon_target: str  # what Eq. 10 compares with: map (the teacher's depth map) | codes (the decoded true codes; no map needed)
     count_mode: str  # paper (Eq. 7 as printed) | soft (expected number of codes, with a gradient)
     code_corruption: float  # in [0, 1]: up to this share of the depth tokens that a training sample shows is replaced by random ones; labels stay
     lm_mean: str  # L_LLM: token (one mean) | group (mean over perception tokens + mean over the answer)
@@ -157,7 +159,7 @@ class DataSettings:
     use_depth: bool  # depth tokens, their data and their losses
     use_seg: bool  # [SEG], its data and its loss
 
-# %% ../nbs/00_settings.ipynb #bb5696a2
+# %% ../nbs/00_settings.ipynb #baeafdf7
 CHOICES = dict(
     text_model=("qwen2", "llama"),
     codebook_preset=("aurora", "compact"),
@@ -166,12 +168,13 @@ CHOICES = dict(
     new_row_init=("noise", "codebook"),
     parallel=("ddp", "fsdp2", "zero2"),
     count_mode=("paper", "soft"),
+    recon_target=("map", "codes"),
     lm_mean=("token", "group"),
     seg_state=("at", "previous"),
     precision=("bf16", "fp32"),
     data=("scenes", "paper"),
 )
-MAY_BE_ZERO = ("seed", "vocab_size", "mask_points", "max_steps", "n_train", "n_val", "n_test")
+MAY_BE_ZERO = ("seed", "vocab_size", "mask_points", "mask_size", "max_steps", "n_train", "n_val", "n_test")
 
 
 def must_divide(s, whole: str, part: str) -> None:
