@@ -191,7 +191,7 @@ class RowFile(Sequence):
     def __reduce__(self):
         return RowFile, (self.folder,)
 
-# %% ../nbs/21_rows.ipynb #087c8132
+# %% ../nbs/21_rows.ipynb #21860dc0
 SEGMENT = ("Please segment {} in this image.", "Can you segment {} in this image?", "Where is {} in this image? Please answer with its mask.")
 
 
@@ -200,6 +200,7 @@ def row_sample(
     folder: Path,  # its images lie below it
     rng: np.random.Generator,
     expressions: int = 5,  # of a `ref` row, at most
+    joint: bool = False,  # of a `ref` row: one expression, mask and depth before the object's `sentence`
 ) -> Sample:
     "Read image and masks of a row; raises BadSample."
     image = None
@@ -208,18 +209,20 @@ def row_sample(
         image = read_image(path if path else folder / inside(row["image"]))
         if "size" in row and list(image.shape[:2]) != list(row["size"]):
             raise BadSample(f"image is {list(image.shape[:2])}, its annotation is for {row['size']}")
-    make = {"ref": _ref_turns, "turns": _given_turns}[row["kind"]]
-    return Sample(row["key"], row.get("source", row["kind"]), image, make(row, rng, expressions))
+    turns = _ref_turns(row, rng, 1 if joint else expressions, joint) if row["kind"] == "ref" else _given_turns(row)
+    return Sample(row["key"], row["kind"], image, turns)
 
 
-def _ref_turns(row, rng, expressions):
-    pairs = [(text, thing["mask"]) for thing in row["objects"] for text in thing["texts"]]
-    chosen = rng.permutation(len(pairs))[:expressions]
-    asked = [SEGMENT[k].format(pairs[i][0]) for i, k in zip(chosen, rng.integers(len(SEGMENT), size=len(chosen)))]
-    return [Turn(question, "", "seg", decode_mask(pairs[i][1], *row["size"])) for question, i in zip(asked, chosen)]
+def _ref_turns(row, rng, most, joint):
+    pairs, turns = [(text, thing) for thing in row["objects"] for text in thing["texts"]], []
+    for i in rng.permutation(len(pairs))[:most]:
+        text, thing = pairs[i]
+        question, mask = SEGMENT[rng.integers(len(SEGMENT))].format(text), decode_mask(thing["mask"], *row["size"])
+        turns.append(Turn(question, thing["sentence"], "both", mask[None]) if joint else Turn(question, "", "seg", mask[None]))
+    return turns
 
 
-def _given_turns(row, rng, expressions):
+def _given_turns(row):
     turns = []
     for turn in row["turns"]:
         masks = [decode_mask(m, *row["size"]) for m in turn.get("masks", [])]

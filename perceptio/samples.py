@@ -130,7 +130,7 @@ def corrupt_codes(
     hit = rng.random(len(codes)) < most * rng.random()
     return np.where(hit, rng.integers(n_codes, size=len(codes)), codes).astype(codes.dtype)
 
-# %% ../nbs/15b_samples.ipynb #fb514abc
+# %% ../nbs/15b_samples.ipynb #821cd414
 class Collator:
     "Samples -> the batch PerceptioModel.forward takes."
 
@@ -148,7 +148,7 @@ class Collator:
     def __call__(self, samples: list[Sample]) -> dict:
         tiles = [() if s.image is None else image_tiles(check_image(s.image), self.settings) for s in samples]
         rows = [encode_sample(s, self.tokenizer, self.vocab, self.settings, len(t)) for s, t in zip(samples, tiles)]
-        longest = max(len(ids) for ids, _ in rows)
+        longest = max(1, *(len(ids) for ids, _ in rows))
         pad = lambda k, value: torch.tensor([r[k] + [value] * (longest - len(r[k])) for r in rows])  # noqa: E731
         batch = dict(keys=[s.key for s in samples], input_ids=pad(0, self.tokenizer.pad_token_id), labels=pad(1, -100))
         if any(map(len, tiles)):
