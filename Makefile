@@ -25,8 +25,9 @@ train: install
 	mkdir -p runs/$(SIZE)
 	$(BIN)/papermill nbs/train.ipynb runs/$(SIZE)/train.ipynb -p size $(SIZE)
 
-# Tests take nothing from a network, draw on no screen and use one thread per process: nbdev_test runs one process per core.
+# Tests take nothing from a network, use no GPU, draw on no screen and use one thread per process: nbdev_test runs one process per core.
 test: export HF_HUB_OFFLINE = 1
+test: export CUDA_VISIBLE_DEVICES =
 test: export MPLBACKEND = agg
 test: export OMP_NUM_THREADS = 1
 test: install

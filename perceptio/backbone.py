@@ -7,7 +7,7 @@ __all__ = ['SPECIALS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'LORA_TARGETS', 'build_t
            'check_image', 'normalise', 'image_tiles', 'backbone_config', 'attention_kind', 'base_dtype',
            'build_backbone', 'place_cells', 'code_noise', 'init_new_rows', 'add_tokens', 'set_trainable', 'with_lora']
 
-# %% ../nbs/15_backbone.ipynb #aacd0ea3
+# %% ../nbs/15_backbone.ipynb #a57130a9
 import warnings
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from .new_rows import split_rows
 from .settings import Settings
-from .tokens import PerceptionVocab
+from .tokens import PerceptionVocab, perception_tokens
 
 # %% ../nbs/15_backbone.ipynb #4c1e34f9
 SPECIALS = ("<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")  # InternVL's names
@@ -172,7 +172,7 @@ def place_cells(
     rows, columns = wave[:, None].expand(side, side, -1), wave[None].expand(side, side, -1)
     embedding[0, 1:] = torch.cat([rows, columns], -1).flatten(0, 1)
 
-# %% ../nbs/15_backbone.ipynb #c1051a5b
+# %% ../nbs/15_backbone.ipynb #388ff244
 def code_noise(
     codes: torch.Tensor,  # (K, D) codebook vectors
     width: int,  # H
@@ -209,6 +209,8 @@ def add_tokens(
     codes: torch.Tensor | None = None,  # (K, D) codebook vectors, for new_row_init = codebook
 ) -> PerceptionVocab:
     "Add the perception tokens to tokenizer and model; their rows are initialised, all others untouched."
+    if there := [name for name in perception_tokens(settings.n_codes) if name in tokenizer.get_vocab()]:
+        raise ValueError(f"the base has {len(there)} perception tokens already ({there[0]}, ...), whose rows would be overwritten: start from a base without them; a trained Perceptio is loaded with load_model")
     vocab = PerceptionVocab.add_to(tokenizer, settings.n_codes, settings.n_depth_tokens)
     if model.get_input_embeddings().num_embeddings < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from .record import hash_file
 from .settings import Settings, project_root
 
-# %% ../nbs/15d_checkpoints.ipynb #db3d4880
+# %% ../nbs/15d_checkpoints.ipynb #9ab809f0
 LANGUAGE = {"InternLM2ForCausalLM": "llama", "LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}  # original -> transformers
 REFUSED = {  # key of the original configuration, the only value the converted network reproduces, where it is when absent
     "ps_version": ("v2", None), "select_layer": (-1, None), "downsample_ratio": (0.5, None),
@@ -58,7 +58,7 @@ def read_json(path: Path) -> dict:
 def convert_config(
     original: dict,  # from read_config
     image_token_id: int,  # id of <IMG_CONTEXT>
-    tied: bool = False,  # one matrix for input and output embedding: the checkpoint has no head of its own
+    tied: bool = False,  # one matrix for input and output embedding: the configuration says so, and the checkpoint has no head of its own
 ):  # -> InternVLConfig
     "The same network as a configuration of transformers."
     from transformers import InternVLConfig
@@ -214,7 +214,7 @@ def check_names(
         raise ValueError(f"the checkpoint does not fit its configuration: {len(missing)} tensors missing {missing[:3]}, "
                          f"{len(unexpected)} unexpected {unexpected[:3]}, {len(shapes)} of another shape {shapes[:3]}")  # fmt: skip
 
-# %% ../nbs/15d_checkpoints.ipynb #854d252b
+# %% ../nbs/15d_checkpoints.ipynb #3ec53819
 def convert_weights(
     source: str | Path,  # checkpoint as published
     target: str | Path,  # folder to write to
@@ -226,7 +226,7 @@ def convert_weights(
     original, files = read_config(source), shard_files(source)
     llm = original["llm_config"]
     found = converted_shapes({f: tensor_shapes(source / f) for f in files}, llm)
-    config = convert_config(original, image_token_id, tied="language_model.lm_head.weight" not in found)
+    config = convert_config(original, image_token_id, tied=bool(llm.get("tie_word_embeddings")) and "language_model.lm_head.weight" not in found)
     check_names({k: v.shape for k, v in found.items()}, expected_shapes(config))
     target.mkdir(parents=True, exist_ok=True)
     shards = []

@@ -141,7 +141,7 @@ def overlay(
     out[mask & ~inside] = color
     return out
 
-# %% ../nbs/17_generation.ipynb #c4e93fd0
+# %% ../nbs/17_generation.ipynb #21e8bf16
 def find_checkpoint(
     path: str | Path,  # a folder, or the name of a run such as "runs/tiny"
 ) -> Path:
@@ -164,20 +164,26 @@ class Perceptio:
         self.settings, self.vocab = model.settings, model.vocab
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "Perceptio":
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "",  # "" = the GPU if there is one
+    ) -> "Perceptio":
         "Load a checkpoint folder or a run; only the language side is read now."
         folder = find_checkpoint(path)
-        return cls(*load_model(folder, seg=False, depth=False), folder)
+        model, tokenizer = load_model(folder, seg=False, depth=False)
+        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer, folder)
 
     @cached_property
     def mask_head(self):
         "SAM2 behind the [SEG] projection."
-        return self.model.mask_head if self.model.mask_head is not None else load_mask_head(self.folder)
+        head = self.model.mask_head if self.model.mask_head is not None else load_mask_head(self.folder)
+        return head.to(self.model.device)
 
     @cached_property
     def codebook(self) -> DepthCodebook:
         "The frozen depth codebook."
-        return self.model.codebook or DepthCodebook.from_pretrained(Path(self.folder) / "codebook").freeze()
+        return (self.model.codebook or DepthCodebook.from_pretrained(Path(self.folder) / "codebook").freeze()).to(self.model.device)
 
     def __call__(
         self,
@@ -230,7 +236,7 @@ class Perceptio:
         return PerceptioOutput(text, mask, depth, row.ids, parsed, notes, sample.image, sample.turns[0].question)
 
     def masks(self, samples, rows) -> list[np.ndarray | None]:
-        "Masks (H, W) of the rows that have a [SEG] state; one pass of SAM2 per image."
+        "Masks (H, W) of the rows that have a [SEG] state; one pass of SAM2 per row."
         have = [k for k, row in enumerate(rows) if row.seg_state is not None]
         if not have:
             return [None] * len(rows)

@@ -58,12 +58,14 @@ def device_count(
         raise ValueError(f"{processes} processes asked for, but this machine shows {there} GPUs: use at most that many")
     return processes or max(1, there)
 
-# %% ../nbs/30c_launch.ipynb #5b39dabb
+# %% ../nbs/30c_launch.ipynb #08ce82cf
 @record  # what it raises reaches the launcher
 def _child(function, args, kwargs):
     "What each started process does."
     threads = max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"]))
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", str(threads))))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before a library opens a context on the first GPU
     try:
         return function(*args, **kwargs)
     finally:
@@ -90,7 +92,7 @@ def launch(
         rdzv_configs={} if alone else dict(rank=where.node, timeout=patience),
     )  # fmt: skip
     handlers = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)}  # the launcher leaves its own behind
-    os.environ |= {"PERCEPTIO_SCRATCH": str(scratch_dir())} if in_test() else {}
+    os.environ |= {"PERCEPTIO_SCRATCH": str(scratch_dir())} if in_test() else {}  # under test all write to one place
     try:
         returned = elastic_launch(config, _child)(function, args, kwargs)  # by rank
         return returned[min(returned)]

@@ -4,25 +4,26 @@
 
 # %% auto #0
 __all__ = ['COUNTED', 'TEST_WORDS', 'supervised_costs', 'step_counts', 'step_shares', 'language_loss', 'code_logits',
-           'true_codes', 'seg_states', 'mask_centres', 'point_loss', 'nothing', 'PerceptioModel', 'build_language',
-           'build_model']
+           'code_chances', 'true_codes', 'seg_states', 'mask_centres', 'point_loss', 'nothing', 'PerceptioModel',
+           'build_language', 'build_model']
 
-# %% ../nbs/16_model.ipynb #c7f904d4
+# %% ../nbs/16_model.ipynb #7b6a690f
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .backbone import add_tokens, attention_kind, base_dtype, build_backbone, build_tokenizer, set_trainable
 from .checkpoints import language_folder
 from .codebook import DepthCodebook
 from .losses import count_loss, mask_loss, span_losses
-from .new_rows import head_rows, token_costs
+from .new_rows import CHUNK, head_rows, token_costs
 from .segmentation import MaskHead, build_mask_head, prompt_tokens, upsample
 from .settings import Settings
 from .soft_merge import code_positions, soft_tokens
-from .tokens import PerceptionVocab
+from .tokens import PerceptionVocab, find_spans
 
 # %% ../nbs/16_model.ipynb #29ee6d69
 def supervised_costs(
@@ -94,6 +95,22 @@ def code_logits(
     states = hidden[rows[:, None], positions[rows]]
     return states @ head_rows(head, vocab.code_ids[0], vocab.code_ids[-1]).T.to(states.dtype), rows
 
+# %% ../nbs/16_model.ipynb #00e1da74
+def _chance(hidden, head, vocab):
+    first, last = vocab.code_ids[0], vocab.code_ids[-1]
+    logits = head(hidden).float()
+    return (logits[:, first : last + 1].logsumexp(-1) - logits.logsumexp(-1)).exp()
+
+
+def code_chances(
+    hidden: torch.Tensor,  # (N, H)
+    head: nn.Module,
+    vocab: PerceptionVocab,
+) -> torch.Tensor:  # (N,) float32
+    "Probability that the next token is a depth code."
+    parts = hidden.split(max(1, CHUNK // head.out_features))
+    return torch.cat([checkpoint(_chance, part, head, vocab, use_reentrant=False) for part in parts])
+
 # %% ../nbs/16_model.ipynb #bbcab905
 def true_codes(
     labels: torch.Tensor,  # (B, T)
@@ -142,7 +159,7 @@ def nothing(module: nn.Module) -> torch.Tensor | float:
     "0, with a path to every trained parameter of a module."
     return sum(p.flatten()[0] * 0.0 for p in module.parameters() if p.requires_grad)
 
-# %% ../nbs/16_model.ipynb #fad5442f
+# %% ../nbs/16_model.ipynb #b435eda2
 class PerceptioModel(nn.Module):
     "InternVL + [SEG]-driven SAM2 mask head + frozen depth codebook; `forward` returns the terms of Eq. 2."
 
@@ -166,7 +183,7 @@ class PerceptioModel(nn.Module):
 
     def arithmetic(self):
         "Autocast to the type of a half-precision base; nothing for a float32 one."
-        kind = self.inner.lm_head.weight.dtype
+        kind = self.inner.model.language_model.layers[0].mlp.gate_proj.weight.dtype  # of the blocks: embeddings that train are float32
         return nullcontext() if kind == torch.float32 else torch.autocast(self.device.type, kind)  # a disabled autocast would switch off the trainer's
 
     def hidden_states(
@@ -202,7 +219,8 @@ class PerceptioModel(nn.Module):
         "Eq. 2."
         shares = step_shares(step_counts(dict(labels=labels, masks=masks), self.vocab), whole)
         hidden = self.hidden_states(input_ids, pixel_values)
-        costs = supervised_costs(hidden, labels, self.inner.lm_head)
+        with self.arithmetic():
+            costs = supervised_costs(hidden, labels, self.inner.lm_head)
         terms = language_loss(costs, labels, self.vocab, self.settings.lm_mean, shares)
         if self.settings.use_depth:
             terms |= {name: term * shares["sample"] for name, term in self.depth_terms(hidden, labels, costs, depth).items()}
@@ -239,11 +257,12 @@ class PerceptioModel(nn.Module):
         return error.sum() / len(labels)
 
     def soft_count(self, hidden, labels) -> torch.Tensor:
-        "The differentiable variant of Eq. 7; it needs the logits of every supervised position."
-        logits = hidden.new_zeros(*labels.shape, self.inner.lm_head.weight.shape[0])
-        here = labels[:, 1:] != -100
-        logits[:, :-1][here] = self.inner.lm_head(hidden[:, :-1][here]).to(logits.dtype)
-        return count_loss(labels, self.vocab, logits, mode="soft")
+        "The differentiable variant of Eq. 7, from supervised positions."
+        here, spans = labels[:, 1:] != -100, find_spans(labels, self.vocab)
+        with self.arithmetic():
+            chance = code_chances(hidden[:, :-1][here], self.inner.lm_head, self.vocab)
+        expected = torch.zeros(len(labels), device=hidden.device).index_add(0, here.nonzero()[:, 0], chance)
+        return (torch.log1p((expected - self.vocab.n_tokens).abs()) * spans.valid).mean()
 
     def mask_terms(self, states, owner, masks, features, sam_pixels) -> dict[str, torch.Tensor]:
         "L_SegRecon, Eq. 3, at the resolution of the true masks; zeros where the batch has none."
@@ -278,7 +297,7 @@ class PerceptioModel(nn.Module):
         "Where the backbone lives."
         return self.inner.lm_head.weight.device
 
-# %% ../nbs/16_model.ipynb #73f33dae
+# %% ../nbs/16_model.ipynb #8306515e
 TEST_WORDS = "segment the red green blue cube sphere with mask and depth . , a small large left of which point is closest to camera ? what color how many (A) (B) (C) describe this image".split()
 
 
@@ -310,6 +329,8 @@ def build_model(
         raise ValueError("settings ask for depth tokens but no codebook was given: train one with nbs/train_codebook.ipynb")
     if codebook is not None and settings.use_depth and codebook.n_tokens != settings.n_depth_tokens:
         raise ValueError(f"the codebook writes {codebook.n_tokens} tokens per map, settings.n_depth_tokens is {settings.n_depth_tokens}")
+    if codebook is not None and settings.use_depth and codebook.n_codes != settings.n_codes:
+        raise ValueError(f"the codebook has {codebook.n_codes} codes, settings.n_codes is {settings.n_codes}: use the codebook that belongs to these settings")
     backbone, tokenizer, vocab = build_language(settings, codebook)
     backbone = set_trainable(backbone, settings, vocab)
     if settings.gradient_checkpointing:

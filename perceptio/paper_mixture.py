@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'Source', 'mixture_table', 'PaperMixture']
 
-# %% ../nbs/27b_paper_mixture.ipynb #0f87d4ae
+# %% ../nbs/27b_paper_mixture.ipynb #c00888d9
 import json
 import os
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from torch.utils.data import Dataset
 
+from .ade20k import complete
 from .rows import BadSample, RowFile, row_sample
 from .samples import Sample
 from .settings import Settings
@@ -53,7 +54,7 @@ def mixture_table(
     total = {"part": "all"} | {c: sum(r[c] for r in rows) for c in ("expected", "found", "used")}
     return pd.DataFrame([*rows, total])
 
-# %% ../nbs/27b_paper_mixture.ipynb #9c650fef
+# %% ../nbs/27b_paper_mixture.ipynb #2c77dc52
 class PaperMixture(Dataset):
     "All rows of all sources, once an epoch."
 
@@ -92,9 +93,9 @@ class PaperMixture(Dataset):
 
     def make(self, source: Source, row: dict, rng: np.random.Generator) -> Sample:
         "Read a row; raises BadSample."
-        sample = row_sample(row, source.images, rng, joint=source.name == "joint")
+        sample = complete(row_sample(row, source.images, rng, joint=source.name == "joint"), row)
         sample.kind = source.name
-        if source.codes is not None and any(t.perceive in ("depth", "both", "inline") for t in sample.turns):
+        if sample.codes is None and source.codes is not None and any(t.perceive in ("depth", "both", "inline") for t in sample.turns):
             sample.codes = source.codes(row["image"])
         return sample
 

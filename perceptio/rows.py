@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EXTENSIONS', 'SEGMENT', 'BadSample', 'Report', 'report_table', 'inside', 'find_image', 'read_image', 'run_lengths',
-           'decode_mask', 'write_rows', 'RowFile', 'row_sample']
+           'unpack_counts', 'decode_mask', 'write_rows', 'RowFile', 'row_sample']
 
-# %% ../nbs/21_rows.ipynb #ff086810
+# %% ../nbs/21_rows.ipynb #dfb9e0e1
 import json
 import os
 from collections import Counter, defaultdict
@@ -18,7 +18,7 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
-from .record import write_atomically, write_json
+from .record import write_json
 from .samples import Sample, Turn
 
 # %% ../nbs/21_rows.ipynb #b6700aa2
@@ -94,7 +94,7 @@ def read_image(path: Path) -> np.ndarray:  # (H, W, 3) uint8
     except (UnidentifiedImageError, OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise BadSample(f"image cannot be read: {type(error).__name__}") from error
 
-# %% ../nbs/21_rows.ipynb #6cdeecba
+# %% ../nbs/21_rows.ipynb #3a02cdb3
 def run_lengths(
     segmentation,  # polygons [[x, y, x, y, ...], ...], one run-length dict, or a list of them
     height: int,
@@ -109,21 +109,49 @@ def run_lengths(
 
 
 def _one(part, height, width):
+    try:
+        return _checked(part, height, width)
+    except BadSample:
+        raise
+    except (TypeError, AttributeError, OverflowError, ValueError) as error:
+        raise BadSample(f"mask is malformed: {error}") from error
+
+
+def _checked(part, height, width):
     if isinstance(part, dict):
         counts, size = part.get("counts"), list(part.get("size", ()))
         if size != [height, width]:
             raise BadSample(f"mask of size {size} on an image of {[height, width]}")
-        if isinstance(counts, list):
-            if sum(counts) != height * width or min(counts) < 0:
-                raise BadSample("run lengths do not add up to the image")
-            return coco_mask.frPyObjects(part, height, width)
-        return dict(size=size, counts=counts.encode() if isinstance(counts, str) else counts)
+        packed = counts.encode() if isinstance(counts, str) else counts
+        runs = unpack_counts(packed) if isinstance(packed, bytes) else packed
+        if not isinstance(runs, list) or any(type(n) is not int for n in runs) or sum(runs) != height * width or min(runs) < 0:
+            raise BadSample("run lengths do not add up to the image")
+        return coco_mask.frPyObjects(part, height, width) if runs is counts else dict(size=size, counts=packed)
     points = np.asarray(part, float)
     if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
         raise BadSample("polygon without three points")
     if points.min() < -1 or points[::2].max() > width + 1 or points[1::2].max() > height + 1:
         raise BadSample("polygon outside the image")
     return coco_mask.frPyObjects([points.tolist()], height, width)[0]
+
+
+def unpack_counts(
+    packed: bytes,  # of a compressed mask: 5 bits per character, from the third number on differences to the last but one
+) -> list[int]:
+    "The run lengths of COCO's compressed form."
+    counts, value, shift = [], 0, 0
+    for c in packed:
+        if not 48 <= c < 112:
+            raise BadSample("run lengths are no COCO string")
+        value |= (c - 48 & 31) << shift
+        shift += 5
+        if not c - 48 & 32:  # the last character of a number; its fourth bit is the sign
+            value -= (c - 48 & 16) << shift - 4
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise BadSample("run lengths are cut off")
+    return counts
 
 
 def decode_mask(
@@ -136,13 +164,10 @@ def decode_mask(
     if overlap not in ("union", "sa2va_sum"):
         raise ValueError(f"overlap {overlap!r}: there are 'union' and 'sa2va_sum'")
     parts = run_lengths(segmentation, height, width)
-    try:
-        if overlap == "union":
-            mask = coco_mask.decode(coco_mask.merge(parts))
-        else:
-            mask = coco_mask.decode(coco_mask.encode(np.asfortranarray(coco_mask.decode(parts).sum(2).astype(np.uint8))))
-    except (ValueError, TypeError) as error:
-        raise BadSample(f"run lengths cannot be decoded: {error}") from error
+    if overlap == "union":
+        mask = coco_mask.decode(coco_mask.merge(parts))
+    else:
+        mask = coco_mask.decode(coco_mask.encode(np.asfortranarray(coco_mask.decode(parts).sum(2).astype(np.uint8))))
     if not mask.any():
         raise BadSample("mask is empty")
     return mask.astype(bool)

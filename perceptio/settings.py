@@ -28,7 +28,7 @@ from perceptio.notebook import (  # noqa: F401  the names of `_all_` are part of
 
 _all_ = ["check_parameters", "data_dir", "in_test", "nearest", "project_root", "run_dir", "scratch_dir"]
 
-# %% ../nbs/00_settings.ipynb #bcdb4413
+# %% ../nbs/00_settings.ipynb #edb856ec
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     "Which run this is."
@@ -136,6 +136,9 @@ class OptimSettings:
     parallel: str  # on several devices: ddp (a copy on each) | fsdp2 (all weights in shards) | zero2 (DeepSpeed: gradients and moments in shards)
     epochs: float  # passes over the mixture
     max_steps: int  # optimiser steps; 0 = by epochs
+    save_steps: int  # optimiser steps between checkpoints; 0 = eight in a run
+    keep_checkpoints: int  # how many stay; at least 2, so that one is whole while the next is written
+    workers: int  # processes per device that read samples; 0 = the training process itself
     max_length: int  # tokens of one sample
     precision: str  # bf16 | fp32
     gradient_checkpointing: bool  # keep the inputs of the blocks only and compute the rest again in the backward pass
@@ -159,7 +162,7 @@ class DataSettings:
     use_depth: bool  # depth tokens, their data and their losses
     use_seg: bool  # [SEG], its data and its loss
 
-# %% ../nbs/00_settings.ipynb #baeafdf7
+# %% ../nbs/00_settings.ipynb #cd563e52
 CHOICES = dict(
     text_model=("qwen2", "llama"),
     codebook_preset=("aurora", "compact"),
@@ -174,7 +177,7 @@ CHOICES = dict(
     precision=("bf16", "fp32"),
     data=("scenes", "paper"),
 )
-MAY_BE_ZERO = ("seed", "vocab_size", "mask_points", "mask_size", "max_steps", "n_train", "n_val", "n_test")
+MAY_BE_ZERO = ("seed", "vocab_size", "mask_points", "mask_size", "save_steps", "workers", "max_steps", "n_train", "n_val", "n_test")
 
 
 def must_divide(s, whole: str, part: str) -> None:
@@ -201,12 +204,12 @@ def check_settings(
     for name in ("lora_dropout", "beta1", "beta2", "warmup"):
         if getattr(s, name) >= 1:
             raise ValueError(f"{name} = {getattr(s, name)} is out of range: it must lie in [0, 1)")
+    if s.keep_checkpoints < 2:
+        raise ValueError(f"keep_checkpoints = {s.keep_checkpoints}: keep 2 or more, or a kill while one is written leaves none")
     if s.code_corruption > 1:
         raise ValueError(f"code_corruption = {s.code_corruption} is out of range: it is a share, in [0, 1]")
-    must_divide(s, "vision_hidden", "vision_heads")
-    must_divide(s, "text_hidden", "text_heads")
-    must_divide(s, "text_heads", "text_kv_heads")
-    must_divide(s, "image_size", "patch_size")
+    for whole, part in (("vision_hidden", "vision_heads"), ("text_hidden", "text_heads"), ("text_heads", "text_kv_heads"), ("image_size", "patch_size")):
+        must_divide(s, whole, part)
     if round(s.n_depth_tokens**0.5) ** 2 != s.n_depth_tokens:
         raise ValueError(
             f"n_depth_tokens = {s.n_depth_tokens} is no square: the codes form a square grid, so use 25, 64, 100, ..."

@@ -7,7 +7,8 @@ __all__ = ['log', 'SHARDED', 'WEIGHTS', 'COMPLETE', 'FAST', 'use_bf16', 'passes'
            'PerceptioTrainer', 'parameter_groups', 'check_finite', 'is_complete', 'checkpoint_step', 'train', 'RunLog',
            'plot_terms']
 
-# %% ../nbs/30_trainer.ipynb #deae1b55
+# %% ../nbs/30_trainer.ipynb #6b04f241
+import json
 import logging
 import math
 import os
@@ -37,7 +38,7 @@ def use_bf16(settings: Settings) -> bool:
         log.warning("this processor has no bfloat16 arithmetic: training runs in float32")
     return able
 
-# %% ../nbs/30_trainer.ipynb #b72f23a4
+# %% ../nbs/30_trainer.ipynb #2a4e5b99
 def passes(
     settings: Settings,
     processes: int,  # one per device
@@ -54,23 +55,27 @@ def training_arguments(
     settings: Settings,
     out: str | Path,  # run directory; checkpoints go below it
     max_steps: int = 0,  # 0 = settings.max_steps, and if that is 0, settings.epochs
-    save_steps: int = 200,
-    log_steps: int = 10,
+    save_steps: int = 0,  # 0 = settings.save_steps, and if that is 0, eight checkpoints a run
+    log_steps: int = 0,  # 0 = a hundred lines a run, or every tenth step of a run that is counted in epochs
     processes: int = 0,  # 0 = as many as this one was launched with
     **overrides,  # any other field of TrainingArguments
 ) -> TrainingArguments:
     "The paper's optimisation (section 3.5) as transformers' TrainingArguments."
     samples, accumulated = passes(settings, processes or int(os.environ.get("WORLD_SIZE", 1)))
+    steps = max_steps or settings.max_steps
     values = dict(
-        output_dir=str(out), max_steps=max_steps or settings.max_steps or -1, num_train_epochs=settings.epochs, per_device_train_batch_size=samples,
+        output_dir=str(out), max_steps=steps or -1, num_train_epochs=settings.epochs, per_device_train_batch_size=samples,
         gradient_accumulation_steps=accumulated, learning_rate=settings.lr, weight_decay=settings.weight_decay,
         adam_beta1=settings.beta1, adam_beta2=settings.beta2, max_grad_norm=settings.clip, warmup_steps=settings.warmup,
         lr_scheduler_type="cosine", bf16=use_bf16(settings), use_cpu=not torch.cuda.is_available(), seed=settings.seed,
-        data_seed=settings.seed, save_steps=save_steps, save_total_limit=2, logging_steps=log_steps, remove_unused_columns=False,
-        report_to="none", dataloader_num_workers=0, dataloader_pin_memory=False, label_names=[], logging_nan_inf_filter=False,
+        data_seed=settings.seed, save_steps=save_steps or settings.save_steps or max(1, steps // 8), save_total_limit=settings.keep_checkpoints,
+        logging_steps=log_steps or (max(1, steps // 100) if steps else 10), remove_unused_columns=False,
+        report_to="none", dataloader_num_workers=settings.workers, dataloader_pin_memory=torch.cuda.is_available(), label_names=[], logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,
     )  # fmt: skip
-    return TrainingArguments(**values | parallel_arguments(settings) | overrides)
+    arguments = TrainingArguments(**values | parallel_arguments(settings) | overrides)
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one process, one device: several visible ones would make transformers split batches over them
+    return arguments
 
 
 SHARDED = ("LlamaDecoderLayer", "Qwen2DecoderLayer")  # with fsdp2: what every batch runs. A device that has only text would never fetch a block of the image encoder, and the others would wait
@@ -83,10 +88,10 @@ def parallel_arguments(settings: Settings) -> dict:
     if settings.parallel == "zero2":
         stage = dict(stage=2, overlap_comm=True, contiguous_gradients=True)
         auto = dict.fromkeys(("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"), "auto")
-        return dict(deepspeed=dict(zero_optimization=stage, bf16=dict(enabled=settings.precision == "bf16"), zero_allow_untested_optimizer=True, **auto))
+        return dict(deepspeed=dict(zero_optimization=stage, bf16=dict(enabled=False), zero_allow_untested_optimizer=True, **auto))  # the model brings its own types, and autocast
     return {}
 
-# %% ../nbs/30_trainer.ipynb #3004a1d9
+# %% ../nbs/30_trainer.ipynb #bbfc0d81
 WEIGHTS = "model.safetensors"
 COMPLETE = "complete.json"  # written last, by the first process, when all are done
 
@@ -121,7 +126,7 @@ class PerceptioTrainer(Trainer):
     def log(self, logs, *args, **kwargs):
         "Add the mean of every term over the steps since the last log line, and over devices."
         if self.terms:
-            names, steps = list(self.terms), self.state.global_step - self.since
+            names, steps = sorted(self.terms), self.state.global_step - self.since
             values = self.accelerator.reduce(torch.stack([self.terms[n].float() for n in names]), "mean") / steps
             logs |= dict(zip(names, values.tolist()))
             self.terms = {}
@@ -150,7 +155,7 @@ class PerceptioTrainer(Trainer):
         set_model_state_dict(self.model, state, options=StateDictOptions(full_state_dict=True, strict=False))
 
     def create_optimizer(self, model=None):
-        "AdamW; no decay on biases, norms and embeddings' scale; what is new at its own learning rate."
+        "AdamW; no decay on biases and norms; what is new at its own learning rate."
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, self.args.learning_rate, self.args.weight_decay, self.mask_lr or self.args.learning_rate),
             betas=(self.args.adam_beta1, self.args.adam_beta2),
@@ -187,7 +192,7 @@ def check_finite(
         bad = [name for name, value in terms.items() if not torch.isfinite(value)]
         raise FloatingPointError(f"loss terms {bad} are not finite in the batch of samples {keys}: lower lr, or look at these samples")
 
-# %% ../nbs/30_trainer.ipynb #c9d9075f
+# %% ../nbs/30_trainer.ipynb #55fa17a8
 def is_complete(
     checkpoint: Path,  # a folder checkpoint-<step>
 ) -> bool:
@@ -213,6 +218,8 @@ def train(
     if step is not None and not resume:
         raise ValueError(f"{out.name!r} holds a checkpoint of step {step}: resume it, give the run another name, or delete the folder")
     last = str(out / f"checkpoint-{step}") if step is not None else None
+    if last and (before := json.loads((Path(last) / COMPLETE).read_text())["processes"]) != trainer.args.world_size:
+        log.warning("the checkpoint was written by %s processes and goes on with %s: the same samples and steps, other random numbers in dropout", before, trainer.args.world_size)
     if last and 0 < trainer.args.max_steps <= step:  # nothing left to do; Trainer would take one more step
         trainer._load_from_checkpoint(last)
         trainer.state = TrainerState.load_from_json(f"{last}/trainer_state.json")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_codebook', 'scene_trainer', 'train_run']
 
-# %% ../nbs/45_training.ipynb #12f9fb5e
+# %% ../nbs/45_training.ipynb #edab508d
 import time
 
 import torch
@@ -18,12 +18,12 @@ from .model import build_model, step_counts
 from .notebook import project_root, run_dir
 from .record import Run
 from .samples import Collator
-from .saving import save_model
+from .saving import gathered_state, save_model
 from .settings import Settings
 from .suite import Curve
 from .trainer import PerceptioTrainer, RunLog, checkpoint_step, train, training_arguments
 
-# %% ../nbs/45_training.ipynb #559acb8a
+# %% ../nbs/45_training.ipynb #0c06f73c
 def run_codebook(
     settings: Settings,
     name: str,  # of the run
@@ -52,7 +52,7 @@ def scene_trainer(
     steps, samples = settings.max_steps, settings.batch_size * settings.grad_accum * settings.world_size
     mixture = SceneMixture(store, load_tasks(store, settings.seed), settings, codes, length=steps * samples)
     collator = Collator(tokenizer, model.vocab, settings, sam_pixels=model.mask_head.preprocess if settings.use_seg else None, sam_cache=cache)
-    arguments = training_arguments(settings, run_dir(name), save_steps=max(1, steps // 8), log_steps=max(1, steps // 100), disable_tqdm=not bars)
+    arguments = training_arguments(settings, run_dir(name), disable_tqdm=not bars)
     return PerceptioTrainer(
         model, arguments, train_dataset=mixture, data_collator=collator, processing_class=tokenizer,
         mask_lr=settings.mask_lr, count=lambda batch: step_counts(batch, model.vocab), callbacks=list(callbacks),
@@ -71,11 +71,14 @@ def train_run(
         codebook = run_codebook(settings, name, stores["train"])
         trainer = scene_trainer(settings, name, stores, codebook, [RunLog(run)])
         model, tokenizer, first = trainer.model, trainer.processing_class, trainer.args.process_index == 0
-        curve = Curve(Perceptio(model, tokenizer, run.dir / "checkpoint"), stores["val"], codebook, run, points=curve_points if first else 0)
+        sharded = settings.parallel == "fsdp2"  # then no process has a whole model to measure
+        curve = Curve(Perceptio(model, tokenizer, run.dir / "checkpoint"), stores["val"], codebook, run, points=curve_points if first and not sharded else 0)
         trainer.add_callback(curve)
         resumed, started = resume and checkpoint_step(run.dir) is not None, time.perf_counter()
         train(trainer, resume)
         minutes = (time.perf_counter() - started - curve.seconds) / 60
+        state = gathered_state(model) if sharded else None
         if first:
-            save_model(model.eval(), tokenizer, run.dir / "checkpoint")
+            model.codebook = run_codebook(settings, name, stores["train"])  # whole, whatever became of the one in training
+            save_model(model.eval(), tokenizer, run.dir / "checkpoint", state)
         return None if resumed else minutes

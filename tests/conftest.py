@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 os.environ["IN_TEST"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests of several processes run on the CPU
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))

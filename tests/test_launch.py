@@ -24,6 +24,7 @@ from perceptio.model import build_model, step_counts
 from perceptio.notebook import run_dir, scratch_dir
 from perceptio.record import Run, read_metrics, read_run
 from perceptio.samples import Collator, Sample, Turn
+from perceptio.saving import gathered_state, saved_state
 from perceptio.settings import Settings
 from perceptio.trainer import SHARDED, PerceptioTrainer, checkpoint_step, training_arguments
 from perceptio.training import run_codebook, train_run
@@ -32,7 +33,7 @@ LORA = dict(train_llm="lora", new_embeddings="new_rows", lora_rank=4, lora_alpha
 
 
 def samples():
-    "Eight, in the order of training: every four end in two of text alone, the last two of all are text too."
+    "Eight, in the order of training. Of every four the last two go to the second process: first text alone, then, in the second step, masks where the first process has none."
     rng = np.random.default_rng(0)
     image = lambda: rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)  # noqa: E731
     depth, codes, mask = (
@@ -50,7 +51,7 @@ def samples():
     )
     seen = Sample("seen", "vqa", image(), [Turn("what color ?", "red")])
     marked = Sample("marked", "hardblink", image(), [Turn("which point is closest ?", "(B)", "depth")], depth, codes)
-    return [joint, two, text, short, seen, marked, short, text]
+    return [joint, two, text, short, seen, marked, two, text]
 
 
 class KeepGradients(TrainerCallback):
@@ -105,7 +106,7 @@ def gap(a, b):
 
 
 def test_two_processes_are_one(tmp_path):
-    "The second process of each step has no mask and no depth, and in the first step no image either."
+    "In the first step the second process has no mask, no depth and no image; in the second the first process has no mask."
     whole = dict(batch_size=4, **LORA | dict(lora_dropout=0.0))
     halves = dict(batch_size=2, grad_accum=2, **LORA | dict(lora_dropout=0.0))
     one = run_steps(tmp_path / "one", 1, **whole)
@@ -158,13 +159,25 @@ def sharded():
     for grad in expected.values():
         dist.all_reduce(grad)
     found = {n: p.grad.full_tensor() * 2 for n, p in model.named_parameters() if p.requires_grad}
+    saved, expected_state = gathered_state(model), saved_state(whole_model)
+    same = dist.get_rank() > 0 or (
+        saved.keys() == expected_state.keys() and all(torch.equal(saved[n], expected_state[n]) for n in saved)
+    )
     blocks = {type(p).__name__ for n, p in model.named_parameters() if "layers.0" in n}
-    return gap(found, expected), losses[0].item() - losses[1].item(), blocks
+    return gap(found, expected), losses[0].item() - losses[1].item(), blocks, same
 
 
 def test_shards_are_the_whole():
-    difference, loss, blocks = launch(sharded, processes=2)
-    assert difference < (1e-5,) and abs(loss) < 1e-5 and blocks == {"DTensor"}
+    difference, loss, blocks, same = launch(sharded, processes=2)
+    assert difference < (1e-5,) and abs(loss) < 1e-5 and blocks == {"DTensor"} and same
+
+
+def test_terms_keep_their_names(tmp_path):
+    "Passes with and without masks make their terms in different orders; the logged names must not be mixed up between processes."
+    half = dict(batch_size=2, grad_accum=2, seg_point=2.0, **LORA | dict(lora_dropout=0.0))
+    one, two = (run_steps(tmp_path / str(n), n, **half) for n in (1, 2))
+    for name in ("seg_point", "mask_iou", "mask_ce"):
+        assert two[2][0][name] == pytest.approx(one[2][0][name], rel=1e-4, abs=1e-6), name
 
 
 EIGHT = dict(

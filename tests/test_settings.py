@@ -87,3 +87,16 @@ def test_smoke_has_the_shape_of_tiny():
         *("vision_hidden", "vision_layers", "vision_heads", "vision_mlp", "text_hidden", "text_layers", "text_mlp"),
         *("n_train", "n_val", "n_test", "lr", "mask_lr"),
     }
+
+
+CHANGED = {  # by each ablation, from the full 8B: Tables 3 to 5
+    "no_depth": {"use_depth", "mix_depth", "lambda_depth", "lambda_recon"},
+    "no_seg": {"use_seg", "mix_res", "mix_grounded", "mask_ce", "mask_dice"},
+    "no_depth_recon": {"lambda_recon"},
+    "no_depth_tokens": {"lambda_depth"},
+}
+
+
+@pytest.mark.parametrize("ablation", CHANGED)
+def test_what_an_ablation_changes(ablation):
+    assert set(Settings.load("8B", ablation).differences(Settings.load("8B"))) == CHANGED[ablation] | {"ablation"}

@@ -1,0 +1,215 @@
+"""The cache of depth tokens, killed and shared: the same bytes as one process that nothing interrupts."""
+
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import perceptio.depth_cache
+from perceptio.codebook import DepthCodebook, normalize_depth
+from perceptio.depth_cache import DepthTokens, write_depth_tokens
+from perceptio.launch import launch
+
+KEYS = [f"{i:02d}.jpg" for i in range(40)]
+MISSING = 30  # a row whose image is not there
+
+
+def coarse(i, channels):
+    "A random picture of 5 x 5 cells (channels, 5, 5) in [0, 1]."
+    return torch.from_numpy(np.random.default_rng((7, i)).random((channels, 5, 5), np.float32))
+
+
+def depth(i):
+    if i == MISSING:
+        raise FileNotFoundError(2, "No such file or directory", KEYS[i])
+    if os.environ.get("DIE") == f"row {i}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return normalize_depth(F.interpolate(coarse(i, 1)[None], (40, 50), mode="bicubic"))[0, 0].numpy()
+
+
+def photograph(i):
+    "One of two sizes."
+    size = (60, 80) if i % 3 else (80, 60)
+    return (F.interpolate(coarse(i, 3)[None], size)[0].permute(1, 2, 0) * 255).to(torch.uint8).numpy()
+
+
+@functools.cache
+def codebook():
+    "Random weights; the codes are what the encoder says of some maps, so that all kinds of codes occur."
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        book = DepthCodebook(128, 16, 80, 10, "compact").freeze()
+    some = torch.stack([torch.from_numpy(depth(i)) for i in range(100, 104)])[:, None]
+    book.codebook.copy_(book.latents(some).permute(0, 2, 3, 1).reshape(-1, 16)[::3][:128])
+    return book
+
+
+def tiny_teacher():
+    "Depth Anything with 37,813 random weights."
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+
+    from perceptio.depth_teacher import DepthTeacher
+
+    stages = [f"stage{i}" for i in range(1, 5)]
+    backbone = Dinov2Config(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
+        out_features=stages,
+        reshape_hidden_states=False,
+        initializer_range=0.2,
+    )
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        reassemble_hidden_size=16,
+        neck_hidden_sizes=[8] * 4,
+        fusion_hidden_size=8,
+        head_hidden_size=4,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(2)
+        return DepthTeacher(DepthAnythingForDepthEstimation(config))
+
+
+def write(folder, **more):
+    "All maps in five shards."
+    torch.set_num_threads(1)
+    write_depth_tokens(folder, KEYS, depth, None, codebook(), **dict(shard=8, batch_size=1, progress=False) | more)
+
+
+def write_both(folder):
+    "The maps, and photographs with a network."
+    write(folder / "maps")
+    write_depth_tokens(
+        folder / "photographs", KEYS[:5], photograph, tiny_teacher(), codebook(), shard=2, batch_size=2, progress=False
+    )
+
+
+def write_and_die(folder, die):
+    "Killed (kill -9) when a row is read, before a file gets its name, or before the shards are removed."
+    os.environ["DIE"], replace = die, os.replace
+
+    def deadly(source, target):
+        if Path(target).name == die:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    perceptio.depth_cache.os.replace = deadly
+    if die == "cleaning":
+        shutil.rmtree = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+    write(folder)
+
+
+MOMENTS = {"row 19": 2, "000000024.safetensors": 3, "codes.npy": 5, "meta.json": 5, "cleaning": 5}  # shards then there
+
+
+def die_at_each(base):
+    "One process for each moment; what became of them."
+    codebook()
+    for die in MOMENTS:
+        if not (child := os.fork()):
+            write_and_die(base / die, die)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
+            sys.exit(f"{die}: not killed, status {status}")
+
+
+def files(folder):
+    assert all(p.is_file() for p in folder.iterdir())
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    "A folder with `one`: what a process wrote that nothing interrupted."
+    base = tmp_path_factory.mktemp("cache")
+    write_both(base / "one")
+    return base
+
+
+@pytest.fixture(scope="module")
+def whole(base):
+    return files(base / "one" / "maps")
+
+
+@pytest.fixture(scope="module")
+def killed(base):
+    code = f"import test_depth_cache as t, pathlib; t.die_at_each(pathlib.Path({str(base)!r}))"
+    environ = os.environ | dict(PYTHONPATH=str(Path(__file__).parent), OMP_NUM_THREADS="1")
+    subprocess.run([sys.executable, "-c", code], env=environ, check=True)
+    return base
+
+
+def shards(folder):
+    return len(list(folder.glob("shards/*.safetensors")))
+
+
+@pytest.mark.parametrize("die", MOMENTS)
+def test_killed_and_continued(killed, whole, die):
+    folder = killed / die
+    assert shards(folder) == MOMENTS[die] and (folder / "meta.json").exists() == (die == "cleaning")
+    if die != "cleaning":
+        with pytest.raises(ValueError, match=f"not complete, {MOMENTS[die]} shards"):
+            DepthTokens(folder)
+    write(folder)
+    assert files(folder) == whole
+
+
+def test_what_the_bytes_hold(base):
+    tokens = DepthTokens.open(base / "one" / "maps", KEYS, None, codebook())
+    assert tokens.codes.shape == (40, 100) and len(np.unique(tokens.codes)) > 40
+    for i in (0, 17, 39):
+        assert np.array_equal(tokens[i], codebook().encode(torch.from_numpy(depth(i))[None, None])[0].numpy())
+    assert tokens.meta["skipped"] == 1 and set(tokens.codes[MISSING].tolist()) == {255}
+    with pytest.raises(ValueError, match=r"'30.jpg' has no depth tokens.*FileNotFoundError"):
+        tokens[MISSING]
+    assert isinstance(tokens.codes, np.memmap) and not tokens.codes.flags.owndata
+
+
+def test_two_processes_write_the_bytes_of_one(base, whole):
+    launch(write_both, base / "two", processes=2)
+    assert files(base / "two" / "maps") == whole
+    assert files(base / "two" / "photographs") == files(base / "one" / "photographs")
+    codes = DepthTokens(base / "one" / "photographs").codes
+    assert len({row.tobytes() for row in codes}) == 5 and codes.max() < 128
+
+
+def test_one_of_two_processes_is_killed(base, whole, monkeypatch):
+    "The first process dies at row 19, in its second shard; one process goes on with what both have left."
+    monkeypatch.setenv("DIE", "row 19")
+    with pytest.raises(RuntimeError, match="process 0 of 2 failed: .*SIGKILL"):
+        launch(write, base / "half", processes=2)
+    monkeypatch.delenv("DIE")
+    assert 1 <= shards(base / "half") <= 3 and not (base / "half" / "shards" / "000000016.safetensors").exists()
+    write(base / "half")
+    assert files(base / "half") == whole
+
+
+def test_another_codebook_is_refused(base):
+    other, folder = DepthCodebook(128, 16, 80, 10, "compact"), base / "one" / "maps"
+    with pytest.raises(ValueError, match=r"made with codebook [0-9a-f]{12}, not [0-9a-f]{12}\. "):
+        DepthTokens.open(folder, KEYS, None, other)
+    with pytest.raises(ValueError, match="made with codebook"):
+        write_depth_tokens(folder, KEYS, depth, None, other, progress=False)
+
+
+def test_the_same_tokens_as_in_memory(base):
+    from perceptio.mixture import scene_codes
+    from perceptio.scenes import fixture
+
+    store = fixture()
+    load, names = (lambda i: store[i].disparity), [str(i) for i in range(len(store))]
+    write_depth_tokens(base / "scenes", names, load, None, codebook(), shard=5, progress=False)
+    assert np.array_equal(DepthTokens(base / "scenes").codes, scene_codes(store, codebook()))
