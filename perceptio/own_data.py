@@ -55,7 +55,7 @@ def _single_channel(path):  # (H, W): grey values, palette indices, or whether a
         raise BadSample("mask file has transparent pixels: save it without, 0 = background")
     return pixels[..., :3 if pixels.shape[2] > 2 else 1].any(2)
 
-# %% ../nbs/25c_own_data.ipynb #83e91d32
+# %% ../nbs/25c_own_data.ipynb #b2b61611
 POLYGON = "write [[x1, y1, x2, y2, x3, y3, ...]] in pixels of the image"
 RUNS = 'write {"size": [height, width], "counts": ...} of this image'
 
@@ -94,8 +94,8 @@ def _decodes(mask, size, hint):  # the mask
         decode_mask(mask, *size)
     except BadSample as error:
         raise BadSample(f"{error}: {hint}") from error
-    except (TypeError, ValueError) as error:
-        raise BadSample(f"mask holds something else than numbers: {hint}") from error
+    except TypeError as error:  # of the comparison above
+        raise BadSample(f"mask is malformed: {hint}") from error
     return mask
 
 # %% ../nbs/25c_own_data.ipynb #1093822d
