@@ -54,7 +54,7 @@ def mixture_table(
     total = {"part": "all"} | {c: sum(r[c] for r in rows) for c in ("expected", "found", "used")}
     return pd.DataFrame([*rows, total])
 
-# %% ../nbs/27b_paper_mixture.ipynb #2c77dc52
+# %% ../nbs/27b_paper_mixture.ipynb #4a59eb3c
 class PaperMixture(Dataset):
     "All rows of all sources, once an epoch."
 
@@ -99,7 +99,7 @@ class PaperMixture(Dataset):
             sample.codes = source.codes(row["image"])
         return sample
 
-    def skip(self, key: str, reason: str, k: int) -> Sample:
+    def skip(self, key: str, reason: str, k: int = -1) -> Sample:
         "An empty sample, and a line in the list of the skipped."
         line = json.dumps(dict(sample=k, key=key, reason=reason)) + "\n"
         file = os.open(self.skipped, os.O_WRONLY | os.O_CREAT | os.O_APPEND)  # appended whole, whichever process writes
