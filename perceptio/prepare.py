@@ -103,14 +103,14 @@ def write_example(
     write_hardblink(root, scenes)
     return root
 
-# %% ../nbs/28_prepare.ipynb #6b8a2208
+# %% ../nbs/28_prepare.ipynb #c66d04c5
 def prepare_sources(
     root: str | Path,  # folder that holds the data sets
     out: str | Path,  # rows go to a folder per source below it
     progress: Callable[[str], None] = lambda name: None,  # called with the name of each source
 ) -> tuple[list[Source], list[Report]]:
     "Write the rows of every source that is there: RefCOCO's three sets, LLaVA, grounded captions."
-    root, out, sources, reports = Path(root), Path(out), [], []
+    root, out, reports = Path(root), Path(out), []
     for name, images, rows, report in _readers(root, set(check_data(root).query("found != ''")["download"])):
         progress(name)
         folder = write_rows(out / name, rows, report)
