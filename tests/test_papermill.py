@@ -67,3 +67,29 @@ def test_stripped_tag_stops_the_run(notebook):
     nbformat.write(whole, notebook)
     with pytest.raises(papermill.PapermillExecutionError, match="has lost its tag"):
         execute(notebook, steps=7)
+
+
+def shown(path):
+    "All text that an executed notebook shows."
+    outputs = [o for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", [])]
+    return "\n".join("".join(o.get("data", {}).get("text/plain", o.get("text", ""))) for o in outputs)
+
+
+def test_dry_run_prints_its_tables_and_stops(tmp_path):
+    papermill.execute_notebook(
+        ROOT / "nbs" / "train.ipynb", tmp_path / "dry.ipynb", dict(dry_run=True), progress_bar=False, cwd=ROOT / "nbs"
+    )
+    text = shown(tmp_path / "dry.ipynb")
+    for words in ("SAM2 mask decoder", "GiB per device", "samples a step", "throughput not given"):
+        assert words in text
+    assert "cIoU" not in text  # nothing was trained or measured
+
+
+def test_a_run_that_lacks_something_stops_before_it_starts(tmp_path):
+    with pytest.raises(
+        papermill.PapermillExecutionError,
+        match="things that size '8B' needs are missing: language model.*SAM2.*depth codebook.*prepared rows",
+    ):
+        papermill.execute_notebook(
+            ROOT / "nbs" / "train.ipynb", tmp_path / "run.ipynb", dict(size="8B"), progress_bar=False, cwd=ROOT / "nbs"
+        )
