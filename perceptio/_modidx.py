@@ -278,8 +278,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'perceptio/depth_teacher.py'),
                                          'perceptio.depth_teacher.load_network': ( 'depth_teacher.html#load_network',
                                                                                    'perceptio/depth_teacher.py'),
-                                         'perceptio.depth_teacher.normalise_depth': ( 'depth_teacher.html#normalise_depth',
-                                                                                      'perceptio/depth_teacher.py'),
                                          'perceptio.depth_teacher.prepare': ('depth_teacher.html#prepare', 'perceptio/depth_teacher.py')},
             'perceptio.dry_run': { 'perceptio.dry_run.base_rows': ('dry_run.html#base_rows', 'perceptio/dry_run.py'),
                                    'perceptio.dry_run.block_bytes': ('dry_run.html#block_bytes', 'perceptio/dry_run.py'),

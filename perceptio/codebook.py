@@ -21,18 +21,16 @@ from torch import Tensor, nn
 from .record import write_json
 from .vqvae import VectorQuantizer, aurora_networks, compact_networks, nearest
 
-# %% ../nbs/11_codebook.ipynb #34b04986
+# %% ../nbs/11_codebook.ipynb #6d9f2bca
 def normalize_depth(
     inverse_depth: Tensor,  # (..., H, W) any scale and shift, larger = nearer; pass 1 / depth for metric depth
-) -> Tensor:  # (..., H, W) float32 in [0, 1], 1 = nearest point of the map
+) -> Tensor:  # (..., H, W) float32 in [0, 1], 1 = nearest point of the map; a constant map is 0 everywhere
     "Min-max normalisation of every map."
-    x = torch.as_tensor(inverse_depth).float()
+    x = torch.as_tensor(inverse_depth).double()  # the range of two float32 may be too large for one
+    if bad := (~x.isfinite()).sum().item():
+        raise ValueError(f"{bad} values of the depth maps are NaN or infinite: fill the holes of a measured map; if a network wrote them, run it in float32")
     low, high = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
-    if not bool((high > low).all()) or not bool(torch.isfinite(high - low).all()):
-        raise ValueError(
-            "a depth map is constant or not finite: it has no depth order; drop it before it reaches the codebook"
-        )
-    return (x - low) / (high - low)
+    return ((x - low) / (high - low).where(high > low, 1.0)).float()
 
 # %% ../nbs/11_codebook.ipynb #7cb7ef94
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def refuse_other(
     if other:
         raise ValueError(f"the depth tokens in {folder.name!r} were made with {'; '.join(other)}{hint}. They would mean something else: use what they were made with, or write elsewhere")
 
-# %% ../nbs/26b_depth_cache.ipynb #dd445589
+# %% ../nbs/26b_depth_cache.ipynb #2f0d43c1
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)  # what readers of images raise
 
 
@@ -90,7 +90,7 @@ def check_depth(
     depth = np.asarray(depth, np.float32)
     if depth.ndim != 2 or not depth.size or not (depth.min() >= -1e-4 and depth.max() <= 1 + 1e-4):
         found = f"of {depth.min():.3g}..{depth.max():.3g}" if depth.size else "without a value"
-        raise ValueError(f"a depth map is {depth.shape} {found}, expected (H, W) inverse depth in [0, 1], 1 = nearest: see normalise_depth")
+        raise ValueError(f"a depth map is {depth.shape} {found}, expected (H, W) inverse depth in [0, 1], 1 = nearest: see normalize_depth")
     return depth
 
 
