@@ -6,7 +6,7 @@
 __all__ = ['POLYGON', 'RUNS', 'FIELDS', 'RESERVED', 'READERS', 'read_mask', 'as_polygons', 'own_mask', 'own_image', 'own_text',
            'check_fields', 'turn_row', 'add_object', 'jsonl_lines', 'sa2va_lines', 'own_rows', 'write_own_data']
 
-# %% ../nbs/25c_own_data.ipynb #e78034d4
+# %% ../nbs/25c_own_data.ipynb #b94bb857
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from .questions import attribute_sentence, expressions
-from .rows import BadSample, Report, decode_mask, find_image, inside, read_image
+from .rows import BadSample, Report, decode_mask, encode_mask, find_image, inside, read_image
 from .scenes import Scene
-from .write_instruct import rectangles, rle
+from .write_instruct import rectangles
 
 # %% ../nbs/25c_own_data.ipynb #e5bc5063
 def read_mask(
@@ -55,7 +55,7 @@ def _single_channel(path):  # (H, W): grey values, palette indices, or whether a
         raise BadSample("mask file has transparent pixels: save it without, 0 = background")
     return pixels[..., :3 if pixels.shape[2] > 2 else 1].any(2)
 
-# %% ../nbs/25c_own_data.ipynb #b2b61611
+# %% ../nbs/25c_own_data.ipynb #9035b65d
 POLYGON = "write [[x1, y1, x2, y2, x3, y3, ...]] in pixels of the image"
 RUNS = 'write {"size": [height, width], "counts": ...} of this image'
 
@@ -79,7 +79,7 @@ def own_mask(
 ):  # run lengths or polygons that decode to an object
     "The mask of a line, checked, as a row holds it."
     if isinstance(mask, str):
-        return rle(read_mask(folder / inside(mask), size, value))
+        return encode_mask(read_mask(folder / inside(mask), size, value))
     if isinstance(mask, dict):
         return _decodes(mask, size, RUNS)
     if not isinstance(mask, list):
@@ -252,7 +252,7 @@ def own_rows(
             report.skip(place, str(error))
     yield from rows.values()
 
-# %% ../nbs/25c_own_data.ipynb #af1d2964
+# %% ../nbs/25c_own_data.ipynb #f6b4b6f4
 def write_own_data(
     folder: str | Path,
     scenes: Sequence[Scene],
@@ -283,5 +283,5 @@ def _front(scene, k):  # a question
 def _named(scene, k, polygons):  # expressions; their masks in all forms in turn, or as polygons
     for j, found in enumerate(expressions(scene, np.random.default_rng(k), per_object=1)):
         mask = scene.mask(found.object_id)
-        forms = [dict(mask=f"masks/scene{k}.png", value=found.object_id), dict(mask=rectangles(mask)), dict(mask=rle(mask))]
+        forms = [dict(mask=f"masks/scene{k}.png", value=found.object_id), dict(mask=rectangles(mask)), dict(mask=encode_mask(mask))]
         yield dict(image=f"scene{k}.jpg", expression=found.text) | forms[1 if polygons else j % 3]

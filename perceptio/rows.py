@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXTENSIONS', 'SEGMENT', 'Report', 'report_table', 'inside', 'find_image', 'read_image', 'run_lengths',
-           'unpack_counts', 'decode_mask', 'write_rows', 'RowFile', 'row_sample']
+           'unpack_counts', 'decode_mask', 'encode_mask', 'write_rows', 'RowFile', 'row_sample']
 
 # %% ../nbs/21_rows.ipynb #9d14c2e7
 import hashlib
@@ -168,6 +168,14 @@ def decode_mask(
     if not mask.any():
         raise BadSample("mask is empty")
     return mask.astype(bool)
+
+# %% ../nbs/21_rows.ipynb #83543025
+def encode_mask(
+    mask: np.ndarray,  # (H, W) bool
+) -> dict:  # size, counts: as JSON holds it
+    "COCO's compressed run lengths of a mask."
+    packed = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return dict(size=list(packed["size"]), counts=packed["counts"].decode())
 
 # %% ../nbs/21_rows.ipynb #05ac6a45
 def write_rows(

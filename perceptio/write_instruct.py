@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LLAVA_LAYOUTS', 'LLAVA_IMAGES', 'LLAVA_BROKEN', 'GCG_LAYOUTS', 'save_image', 'save_json', 'messages', 'write_llava',
-           'grounded_caption', 'rle', 'rectangles', 'refcocog_entry', 'groundings_entry', 'flickr_entry', 'write_gcg']
+           'grounded_caption', 'rectangles', 'refcocog_entry', 'groundings_entry', 'flickr_entry', 'write_gcg']
 
-# %% ../nbs/21c_write_instruct.ipynb #54c289b6
+# %% ../nbs/21c_write_instruct.ipynb #5c156acb
 import json
 from collections.abc import Sequence
 from itertools import cycle
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from .questions import ATTRIBUTES, NUMBERS, caption, noun_phrase, vqa
+from .rows import encode_mask
 from .scenes import Scene, fixture
 
 # %% ../nbs/21c_write_instruct.ipynb #07ce3f26
@@ -116,13 +116,7 @@ def grounded_caption(
         text += article + noun
     return text + ".", places
 
-# %% ../nbs/21c_write_instruct.ipynb #9a9fe887
-def rle(mask: np.ndarray) -> dict:  # (H, W) bool -> size, counts: as JSON holds it
-    "COCO's compressed run lengths of a mask."
-    packed = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return dict(size=list(packed["size"]), counts=packed["counts"].decode())
-
-
+# %% ../nbs/21c_write_instruct.ipynb #3716b383
 def rectangles(
     mask: np.ndarray,  # (H, W) bool
 ) -> list[list[float]]:  # polygons [x, y, x, y, ...]
@@ -134,7 +128,7 @@ def rectangles(
         begun |= {run: y for run in runs - set(begun)}
     return [[float(v) for v in (x0, y0, x1, y0, x1, y1, x0, y1)] for x0, y0, x1, y1 in done]
 
-# %% ../nbs/21c_write_instruct.ipynb #f58229d8
+# %% ../nbs/21c_write_instruct.ipynb #88f13745
 def refcocog_entry(scene: Scene, name: str) -> dict:
     "A scene in the form of RefCOCOg's grounded captions; its caption stands in quotes, as many do."
     text, places = grounded_caption(scene)
@@ -145,7 +139,7 @@ def refcocog_entry(scene: Scene, name: str) -> dict:
 def groundings_entry(scene: Scene, name: str, keys: tuple[str, ...] = ATTRIBUTES) -> dict:
     "A scene in the form of PSG's and GranD-f's."
     text, places = grounded_caption(scene, keys)
-    found = {text[a:b]: dict(token_positives=[a, b], rle_masks=[rle(scene.mask(i)) for i in ids]) for a, b, ids in reversed(places)}
+    found = {text[a:b]: dict(token_positives=[a, b], rle_masks=[encode_mask(scene.mask(i)) for i in ids]) for a, b, ids in reversed(places)}
     return dict(file_name=name, height=scene.ids.shape[0], width=scene.ids.shape[1], image_id=scene.index, caption=text, groundings=found)
 
 
@@ -157,11 +151,11 @@ def flickr_entry(scene: Scene, name: str) -> tuple[dict, list[dict]]:  # image, 
     for a, b, ids in reversed(places):
         for i in ids:
             x0, y0, x1, y1 = scene.objects[i - 1]["box"]
-            notes.append(dict(id=scene.index * 100 + i, image_id=scene.index, tokens_positive=[[a, b]], sam_mask=rle(scene.mask(i)),
+            notes.append(dict(id=scene.index * 100 + i, image_id=scene.index, tokens_positive=[[a, b]], sam_mask=encode_mask(scene.mask(i)),
                               bbox=[x0, y0, x1 - x0, y1 - y0], area=(x1 - x0) * (y1 - y0), iscrowd=0, category_id=1))  # fmt: skip
     return image, notes
 
-# %% ../nbs/21c_write_instruct.ipynb #53c00a98
+# %% ../nbs/21c_write_instruct.ipynb #028f1fc7
 GCG_LAYOUTS = {  # folder of the four files; folders of the images of RefCOCOg, PSG, Flickr, GranD-f
     "sa2va": ("glamm_data/annotations", "glamm_data/images/coco2014/train2014", "glamm_data/images/coco2017", "glamm_data/images/flickr30k/Flickr30K", "glamm_data/images/grandf/train"),
     "glamm": ("GranDf/annotations/train", "coco_2014/train2014", "coco_2017/train2017", "flikcr_30k/train", "GranDf_HA_images/train"),
@@ -187,11 +181,11 @@ def _write_psg(scenes, file, images):
     for s, name in zip(scenes, names):
         save_image(s.image, images / name)
     entries = [groundings_entry(s, name, ("shape",)) for s, name in zip(scenes, names)]
-    entries[0]["groundings"]["the weather"] = dict(token_positives=[-1, -1], rle_masks=[rle(scenes[0].mask(1))])
+    entries[0]["groundings"]["the weather"] = dict(token_positives=[-1, -1], rle_masks=[encode_mask(scenes[0].mask(1))])
     save_json([*entries, dict(entries[1], file_name=f"{folder}999999999999.jpg"), dict(file_name=names[0])], file)
     return dict(found=5, rows=3)
 
-# %% ../nbs/21c_write_instruct.ipynb #065c7b17
+# %% ../nbs/21c_write_instruct.ipynb #f56913fd
 def _write_flickr(scenes, file, images):
     made = [flickr_entry(s, f"{1000092795 + s.index}.jpg") for s in scenes]
     for s, (image, _) in zip(scenes, made):
@@ -211,8 +205,8 @@ def _write_grandf(scenes, file, images):
     phrase, found = next(iter(entries[0]["groundings"].items()))  # the last of the caption
     start, end = found["token_positives"]
     entries[0]["groundings"][phrase.split()[-1]] = dict(found, token_positives=[end - len(phrase.split()[-1]), end])  # within the other
-    next(iter(entries[1]["groundings"].values()))["rle_masks"] = [rle(np.zeros_like(scenes[1].ids))]
-    next(iter(entries[2]["groundings"].values()))["rle_masks"] = [rle(np.ones((9, 9)))]
+    next(iter(entries[1]["groundings"].values()))["rle_masks"] = [encode_mask(np.zeros_like(scenes[1].ids))]
+    next(iter(entries[2]["groundings"].values()))["rle_masks"] = [encode_mask(np.ones((9, 9)))]
     spoken = dict(entries[0], caption=entries[0]["caption"] + " [SEG]")
     nothing = dict(entries[0], groundings={"a purple elephant": found})
     save_json([*entries, spoken, nothing], file)

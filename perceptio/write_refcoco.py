@@ -6,7 +6,7 @@
 __all__ = ['FORMS', 'SPLITS', 'CATEGORY', 'FAULTS', 'LAYOUTS', 'outlines', 'two_halves', 'run_list', 'segmentation',
            'python2_pickle', 'sentence', 'annotation', 'jpeg', 'refcoco_data', 'damage', 'write_refcoco']
 
-# %% ../nbs/21b_write_refcoco.ipynb #b3adc456
+# %% ../nbs/21b_write_refcoco.ipynb #1dd97e13
 import io
 import json
 import struct
@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from contourpy import contour_generator
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from .questions import expressions
+from .rows import encode_mask
 from .scenes import SHAPES, Scene
 
-# %% ../nbs/21b_write_refcoco.ipynb #7fa9ee82
+# %% ../nbs/21b_write_refcoco.ipynb #305429a7
 FORMS = ("polygons", "overlapping", "counts", "compressed")
 
 
@@ -61,7 +61,7 @@ def segmentation(
         return outlines(mask) if form == "polygons" else two_halves(mask)
     if form == "counts":
         return dict(size=list(mask.shape), counts=run_list(mask))
-    return dict(size=list(mask.shape), counts=coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"].decode())
+    return encode_mask(mask)
 
 # %% ../nbs/21b_write_refcoco.ipynb #de148d3d
 def python2_pickle(
