@@ -215,7 +215,7 @@ def check_settings(
             f"n_depth_tokens = {s.n_depth_tokens} is no square: the codes form a square grid, so use 25, 64, 100, ..."
         )
 
-# %% ../nbs/00_settings.ipynb #437b27ac
+# %% ../nbs/00_settings.ipynb #53172859
 ABLATIONS = {
     "full": {},
     "no_depth": dict(
@@ -224,7 +224,11 @@ ABLATIONS = {
     "no_seg": dict(use_seg=False, mix_res=0.0, mix_grounded=0.0, mask_ce=0.0, mask_dice=0.0),  # Table 4, "P (-Seg)"
     "no_depth_recon": dict(lambda_recon=0.0),  # Table 5, "P (-Depth-Rec)": Eq. 10
     "no_depth_tokens": dict(lambda_depth=0.0),  # Table 5, "P (-Depth-Gen)": Eq. 4; L_LLM still sees the tokens
-}
+    "no_perception": dict(
+        use_depth=False, mix_depth=0.0, lambda_depth=0.0, lambda_recon=0.0,
+        use_seg=False, mix_res=0.0, mix_grounded=0.0, mask_ce=0.0, mask_dice=0.0,
+    ),  # not in the paper: the base trained on text alone; "no_depth" is the counterpart of Sa2VA
+}  # fmt: skip
 
 # %% ../nbs/00_settings.ipynb #e9bff396
 def settings_file() -> Path:
