@@ -6,7 +6,8 @@
 __all__ = ['ROWS', 'run_name', 'is_recorded', 'run_ablation', 'ablate', 'change', 'seed_interval', 'ablation_runs',
            'ablation_table', 'plot_ablations']
 
-# %% ../nbs/47_ablation.ipynb #3a4de3b1
+# %% ../nbs/47_ablation.ipynb #702a8158
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def run_name(
         raise ValueError(f"ablation {ablation!r} does not exist: use some of {', '.join(ROWS)}")
     return f"{prefix}-{ablation}-s{seed}"
 
-# %% ../nbs/47_ablation.ipynb #a0916df5
+# %% ../nbs/47_ablation.ipynb #aec049ca
 def is_recorded(
     name: str,  # of a result
     settings: Settings,  # that it should have been measured with
@@ -72,12 +73,14 @@ def run_ablation(
     codes, cache = prepared
     train_run(settings, name, curve_points=0, prepared=(codes if settings.use_depth else None, cache if settings.use_seg else None))
     val, codebook = {"val": stores["val"]}, run_codebook(settings, name, None)
+    started = time.perf_counter()
     results = evaluate_world(Perceptio.from_pretrained(run_dir(name)), val, settings, codebook, scenes, markers, quick=True)
     measured = {row["measured"]: dict(value=row["ours"], n=row["n"]) for row in summary(results).to_dict("records")}
     with Run.reopen(run_dir(name)) as run:
         run.finish(**{k: v["value"] for k, v in measured.items()})
     parts = {key: {part: result[key] for part, result in results.items()} for key in ("metrics", "intervals", "baselines")}
-    return write_result(name, parts.pop("metrics"), run, world_hash(val), measured=measured, **parts)
+    took = time.perf_counter() - started
+    return write_result(name, parts.pop("metrics"), run, world_hash(val), run_dir(name) / "checkpoint", took, measured=measured, **parts)
 
 
 def ablate(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['write_atomically', 'plain', 'write_json', 'hash_file', 'hash_files', 'git', 'code_state', 'versions', 'device_name',
-           'provenance', 'read_run', 'read_metrics', 'Run', 'results_dir', 'write_result', 'read_result']
+           'provenance', 'read_run', 'read_metrics', 'Run', 'results_dir', 'write_result', 'weights_hash',
+           'read_result']
 
 # %% ../nbs/01_record.ipynb #ac35f596
 import hashlib
@@ -264,7 +265,7 @@ class Run:
         elif self.record["status"] == "running":
             self.finish()
 
-# %% ../nbs/01_record.ipynb #6ebc46c6
+# %% ../nbs/01_record.ipynb #71091e35
 def results_dir() -> Path:
     "data/results, or a temporary folder under test."
     return (scratch_dir() if in_test() else data_dir()) / "results"
@@ -275,6 +276,8 @@ def write_result(
     metrics: dict,  # what was measured: numbers, and dicts of them
     run: Run | dict,  # the run whose model was measured: itself, or `read_run`
     data_hash: str,  # of the data it was measured on
+    checkpoint: str | Path | None = None,  # folder of the model that was measured; None = no model was
+    seconds: float | None = None,  # that the measurement took
     **more,  # further facts, e.g. n=1000, protocol="..."
 ) -> Path:  # data/results/<name>.json
     "Write one result with its origin: the training run, and the code, machine and data of the measurement."
@@ -293,7 +296,20 @@ def write_result(
         k: trained.get(k)
         for k in ("name", "status", "steps", "seconds", "started", "commit", "dirty", "device", "data_hash")
     }
+    model["checkpoint_hash"] = weights_hash(checkpoint) if checkpoint else ""
+    more |= {} if seconds is None else dict(measured_in=round(seconds, 1))
     return write_json(results_dir() / f"{name}.json", dict(name=name, metrics=metrics, **more, run=model, **now))
+
+
+def weights_hash(
+    folder: str | Path,  # a checkpoint
+) -> str:  # 64 hexadecimal digits
+    "SHA-256 of a checkpoint's safetensors files."
+    folder = Path(folder)
+    names = [p.relative_to(folder).as_posix() for p in folder.rglob("*.safetensors")]
+    if not names:
+        raise ValueError(f"there are no safetensors files in {folder.name!r}: name the folder of the checkpoint that was measured")
+    return hash_files(folder, names)
 
 
 def read_result(
