@@ -38,7 +38,8 @@ def test_sam2_is_installed_by_itself():
 
 def test_the_wheel_carries_settings():
     assert PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {
-        "settings.ini": "perceptio/settings.ini"
+        "settings.ini": "perceptio/settings.ini",
+        "data/paper/reported_results.json": "perceptio/reported_results.json",
     }
 
 
