@@ -191,7 +191,7 @@ def overlay(
     out[mask & ~inside] = color
     return out
 
-# %% ../nbs/17_generation.ipynb #6b16bbc0
+# %% ../nbs/17_generation.ipynb #8b1369ba
 def find_checkpoint(
     path: str | Path,  # a folder, or the name of a run such as "runs/tiny"
 ) -> Path:
@@ -274,7 +274,8 @@ class Perceptio:
         if guided and perceive != "none" and prefixes is None:
             rows = write_fast(self.model, self.tokenizer, prompts, torch.cat(tiles), perceive, max_new_tokens)
         else:
-            rows = write(self.model, self.tokenizer, prompts, torch.cat(tiles), prefixes, None, max_new_tokens + self.vocab.n_tokens + 3)
+            room = 0 if perceive == "none" else self.vocab.n_tokens + 3  # [SEG], two markers, n codes
+            rows = write(self.model, self.tokenizer, prompts, torch.cat(tiles), prefixes, None, max_new_tokens + room)
         parsed = [parse_output(row.ids, self.vocab) for row in rows]
         masks, depths = self.masks(samples, rows), self.depths(samples, parsed)
         return [self.output(*parts) for parts in zip(samples, rows, parsed, masks, depths)]
