@@ -13,12 +13,14 @@ SIZE ?= tiny
 
 install: $(STAMP)
 
-# sam2 comes last and alone: it would pull torchvision, which nothing here imports, and build beside a second copy of torch.
+# sam2 and lmms-eval come last and alone: they would pull torchvision, which nothing here imports (beside a torch without CUDA it does not even load), and 800 MB of
+# packages for tasks that no test runs. To evaluate on public benchmarks: pip install 'perceptio[eval]'.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Perceptio needs Python 3.11 or newer: make install PYTHON=/path/to/python3.11')"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,eval,convert]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,convert]'
 	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --no-deps --no-build-isolation --constraint constraints.txt sam2
+	$(BIN)/python -m pip install --no-deps --constraint constraints.txt lmms-eval
 	touch $@
 
 train: install

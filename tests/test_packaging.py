@@ -19,7 +19,7 @@ def test_constraints_are_names_and_exact_versions_only():
         assert re.fullmatch(r"[\w.-]+", name) and re.fullmatch(r"\d[\w.]*", version), f"{name}=={version}"
 
 
-@pytest.mark.parametrize("extra", ["", "dev", "eval"])
+@pytest.mark.parametrize("extra", ["", "dev", "convert", "eval"])
 def test_every_dependency_is_pinned(extra):
     project = PROJECT["project"]
     wanted = project["optional-dependencies"][extra] if extra else project["dependencies"]
