@@ -6,7 +6,7 @@
 __all__ = ['EXTENSIONS', 'SEGMENT', 'Report', 'report_table', 'inside', 'find_image', 'read_image', 'run_lengths',
            'unpack_counts', 'decode_mask', 'encode_mask', 'write_rows', 'RowFile', 'row_sample']
 
-# %% ../nbs/21_rows.ipynb #9d14c2e7
+# %% ../nbs/21_rows.ipynb #debbe8da
 import hashlib
 import json
 import os
@@ -15,14 +15,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import pandas as pd
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
 from .record import write_json
 from .samples import BadSample, Sample, Turn
 
-# %% ../nbs/21_rows.ipynb #7534f12c
+# %% ../nbs/21_rows.ipynb #e8ee00f1
 class Report:
     "Counts of one source: expected, found, used, and what was skipped with the reason."
 
@@ -47,8 +46,10 @@ class Report:
 
 def report_table(
     reports: Iterable[Report],
-) -> pd.DataFrame:  # a row per source, and a row per reason
+):  # -> DataFrame: a row per source, and a row per reason
     "What was found, used and skipped."
+    import pandas as pd  # not with the module: 70 MB in every worker of a loader
+
     rows = []
     for r in reports:
         rows.append(dict(source=r.source, expected=r.expected or "?", found=r.found, used=r.used, skipped=sum(r.skipped.values()), reason="", first=""))

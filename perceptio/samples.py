@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['BadSample', 'Turn', 'Sample', 'wants', 'prompt_ids', 'perception_prefix', 'answer_ids', 'encode_sample',
-           'corrupt_codes', 'Collator']
+           'corrupt_codes', 'nearest', 'Collator']
 
-# %% ../nbs/15b_samples.ipynb #5b0ad6ee
+# %% ../nbs/15b_samples.ipynb #2da0f405
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from .backbone import check_image, image_tiles, image_tokens, question_text
+from .sam import squash
 from .settings import Settings
 from .tokens import PERCEIVE, PerceptionVocab, refuse_perception_tokens
 
@@ -134,7 +134,18 @@ def corrupt_codes(
     hit = rng.random(len(codes)) < most * rng.random()
     return np.where(hit, rng.integers(n_codes, size=len(codes)), codes).astype(codes.dtype)
 
-# %% ../nbs/15b_samples.ipynb #41d0bbe3
+# %% ../nbs/15b_samples.ipynb #1965dd3d
+def nearest(
+    planes: np.ndarray,  # (k, H, W)
+    side: int,  # 0 = as they are
+) -> np.ndarray:  # (k, side, side)
+    "The pixel nearest to the centre of each new one: torch's nearest-exact, without its float32 copy of every mask."
+    if not side:
+        return planes
+    rows, columns = (((np.arange(side) + 0.5) * (n / side)).astype(int) for n in planes.shape[1:])
+    return planes[:, rows[:, None], columns]
+
+# %% ../nbs/15b_samples.ipynb #a64cf54d
 class Collator:
     "Samples -> the batch PerceptioModel.forward takes."
 
@@ -152,6 +163,8 @@ class Collator:
 
     def encode(self, sample: Sample):  # -> (sample, its tiles, (input_ids, labels))
         "One sample, or an empty one in its place."
+        if sample.image is not None and self.settings.max_tiles == 1 and self.settings.image_size == self.settings.sam_image_size:
+            sample = replace(sample, image=squash(check_image(sample.image), self.settings.image_size))  # one resize serves both
         tiles = () if sample.image is None else image_tiles(check_image(sample.image), self.settings)
         try:
             return sample, tiles, encode_sample(sample, self.tokenizer, self.vocab, self.settings, len(tiles))
@@ -187,10 +200,7 @@ class Collator:
         asked = sum(t.answer.count("[SEG]") if t.perceive == "inline" else 1 for t in sample.turns if t.mask is not None)
         if asked != sum(map(len, planes)):
             raise ValueError(f"sample {sample.key} has {asked} [SEG] and {sum(map(len, planes))} masks: the k-th [SEG] belongs to the k-th mask")
-        planes = torch.from_numpy(np.concatenate(planes))
-        if side := self.settings.mask_size:
-            planes = F.interpolate(planes[None].float(), (side, side), mode="nearest-exact")[0] > 0
-        return planes
+        return torch.from_numpy(np.concatenate([nearest(p, self.settings.mask_size) for p in planes]))
 
     def masks(self, samples: list[Sample]) -> dict:
         "masks (N, H, W), owner (N,) and the images' features or pixels."

@@ -6,8 +6,9 @@
 __all__ = ['SEG', 'START', 'END', 'PERCEIVE', 'perception_tokens', 'PerceptionVocab', 'refuse_perception_tokens', 'Spans',
            'find_spans', 'Parsed', 'parse_output', 'PerceptionGrammar']
 
-# %% ../nbs/10_tokens.ipynb #1971290c
+# %% ../nbs/10_tokens.ipynb #00c68356
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ def perception_tokens(
     "Names of the perception tokens."
     return [SEG, START, END, *(f"<d_{k}>" for k in range(n_codes))]
 
-# %% ../nbs/10_tokens.ipynb #4d4402da
+# %% ../nbs/10_tokens.ipynb #5fa97677
 @dataclass(frozen=True)
 class PerceptionVocab:
     "Ids of `[SEG]`, `<d_start>`, `<d_end>` and the depth codes in one tokenizer."
@@ -53,7 +54,7 @@ class PerceptionVocab:
 
     n_codes = property(lambda self: len(self.code_ids), doc="K")
     first_code = property(lambda self: self.code_ids[0], doc="id of code 0")
-    names = property(lambda self: perception_tokens(self.n_codes), doc="token names in the order of `ids`")
+    names = cached_property(lambda self: perception_tokens(self.n_codes))  # in the order of `ids`; asked for with every text
     ids = property(lambda self: (self.seg_id, self.start_id, self.end_id, *self.code_ids), doc="all perception ids")
 
     @classmethod
