@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'FIRST', 'LAST', 'APART', 'STEPS', 'NUMBERS', 'GENERATE', 'THINK', 'PLACE', 'LAYOUTS', 'SPAN', 'levels',
-           'place_markers', 'choose_markers', 'mark_image', 'reasoning', 'ade_images', 'write_ade20k', 'depth_row',
-           'marked_row', 'ade_rows', 'complete', 'take_spans', 'aurora_row', 'aurora_rows', 'aurora_entry']
+           'place_markers', 'choose_markers', 'mark_image', 'reasoning', 'ade_images', 'find_ade20k', 'write_ade20k',
+           'depth_row', 'marked_row', 'ade_rows', 'complete', 'take_spans', 'aurora_row', 'aurora_rows', 'aurora_entry']
 
 # %% ../nbs/25a_ade20k.ipynb #3942deb2
 import json
@@ -102,7 +102,7 @@ def reasoning(
     map_and_end = f"The depth map for the image is {PLACE}. Since point {answer} has a higher pixel value on the depth map, the answer is that point {answer} is closer to the camera."
     return f"{where}.{map_and_end}"
 
-# %% ../nbs/25a_ade20k.ipynb #c17357ec
+# %% ../nbs/25a_ade20k.ipynb #11733c6f
 LAYOUTS = ("ADEChallengeData2016/images/training", "images/training", "images/ADE/training", "ADE20K_2021_17_01/images/ADE/training")
 
 
@@ -118,6 +118,16 @@ def ade_images(root: str | Path) -> list[str]:  # paths below the root, sorted
     return found
 
 
+def find_ade20k(
+    root: str | Path,  # of all data sets
+) -> tuple[Path, list[str]]:  # folder, images below it
+    "Images of ADE20K in one of its layouts, or any images in ade20k/."
+    for folder in (Path(root) / "ade20k", Path(root)):
+        if folder.name == "ade20k" and folder.is_dir() or any((folder / layout).is_dir() for layout in LAYOUTS):
+            return folder, ade_images(folder)
+    raise ValueError(f"no ADE20K: there is neither ade20k/ nor one of {', '.join(LAYOUTS)}")
+
+
 def write_ade20k(root: str | Path, scenes: Sequence[Scene]) -> Path:
     "Scenes as ADE20K: training images, a validation image, and maps that are no photographs."
     base = Path(root) / "ADEChallengeData2016"
@@ -129,7 +139,7 @@ def write_ade20k(root: str | Path, scenes: Sequence[Scene]) -> Path:
     Image.fromarray(scenes[0].image).save(base / "images/validation" / "ADE_val_00000001.jpg")
     return Path(root)
 
-# %% ../nbs/25a_ade20k.ipynb #50b8b8b5
+# %% ../nbs/25a_ade20k.ipynb #f9c61174
 def depth_row(name: str) -> dict:
     "The depth map of an image, and nothing else."
     return dict(key=f"ade20k/generate/{name}", kind="turns", image=name, turns=[dict(question=GENERATE, answer="", perceive="depth")])
@@ -150,16 +160,24 @@ def marked_row(
     return dict(key=f"ade20k/{kind}/{name}", kind="turns", image=name, points=points, letters=letters, turns=[turn])
 
 
-def _generated(root, order, count, report):
+def _generated(root, order, count, disparity, report):
     for name in order:
         if count == 0:
             return
         report.found += 1
-        if find_image(root, name) is None:
-            report.skip(f"ade20k/generate/{name}", "image is missing")
+        try:
+            _depth_of(root, name, disparity)
+        except BadSample as error:
+            report.skip(f"ade20k/generate/{name}", str(error))
             continue
         count -= 1
         yield depth_row(name)
+
+
+def _depth_of(root, name, disparity):
+    if find_image(root, name) is None:
+        raise BadSample("image is missing")
+    return disparity(name)
 
 
 def _marked(root, order, counts, disparity, report, seed, direct):
@@ -168,9 +186,7 @@ def _marked(root, order, counts, disparity, report, seed, direct):
         if not any(left.values()):
             return
         try:
-            if find_image(root, name) is None:
-                raise BadSample("image is missing")
-            markers = choose_markers(disparity(name), name, seed)
+            markers = choose_markers(_depth_of(root, name, disparity), name, seed)
         except BadSample as error:
             report.found += 1
             report.skip(f"ade20k/marked/{name}", str(error))
@@ -196,8 +212,9 @@ def ade_rows(
     report.expected = generate + direct + think
     order = [names[k] for k in np.random.default_rng(seed).permutation(len(names))]
     index = {name: k for k, name in enumerate(names)}
-    yield from _generated(Path(root), order, generate, report)
-    yield from _marked(Path(root), order, dict(direct=direct, think=think), lambda name: disparity(index[name]), report, seed, before_direct)
+    depth_of = lambda name: disparity(index[name])  # noqa: E731
+    yield from _generated(Path(root), order, generate, depth_of, report)
+    yield from _marked(Path(root), order, dict(direct=direct, think=think), depth_of, report, seed, before_direct)
 
 # %% ../nbs/25a_ade20k.ipynb #305892e3
 def complete(

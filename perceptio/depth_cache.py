@@ -111,7 +111,7 @@ def _windows(read, rows, size, workers) -> Iterator[tuple[range, list]]:
             found, ahead = list(ahead), pool.map(read, following)
             yield window, found
 
-# %% ../nbs/26b_depth_cache.ipynb #60e385d6
+# %% ../nbs/26b_depth_cache.ipynb #baed926e
 def _replace(path, write, beside):
     "Write a file whole or not at all; what a kill leaves behind lies in the folder `beside`."
     temporary = beside / f".{path.name}.{uuid.uuid4().hex}"
@@ -128,28 +128,38 @@ def _replace_json(path, value, beside):
 
 @torch.no_grad()
 def _encode(depths, codebook):
-    "(B, n) uint8 of depth maps (H, W) of any sizes."
-    maps = [codebook.resize(torch.tensor(d, device=codebook.codebook.device)[None, None]) for d in depths]
-    return codebook.encode(torch.cat(maps)).cpu().numpy().astype(np.uint8)
+    "(B, n) codes and (B, size, size) levels, both uint8, of depth maps (H, W) of any sizes."
+    seen = torch.cat([codebook.resize(torch.tensor(d, device=codebook.codebook.device)[None, None]) for d in depths])
+    levels = (seen[:, 0].clamp(0, 1) * 255).round()
+    return tuple(x.cpu().numpy().astype(np.uint8) for x in (codebook.encode(seen), levels))
 
 
-def _make_shard(rows, load, teacher, codebook, batch_size, workers, tell):
-    "Codes (len(rows), n) uint8, and {row: reason} of those that have none."
+def _make_shard(rows, load, teacher, codebook, batch_size, workers, maps, tell):
+    "Codes (len(rows), n) uint8, {row: reason} of those that have none, and maps (len(rows), size, size) uint8 or None."
     codes, skipped = np.full((len(rows), codebook.n_tokens), ABSENT, np.uint8), {}
+    kept = np.zeros((len(rows), codebook.size, codebook.size), np.uint8) if maps else None
     for window, found in _windows(partial(_read, load, teacher), rows, 4 * batch_size, workers):
         good = [(i, x) for i, (x, _) in zip(window, found) if x is not None]
         skipped |= {i: why for i, (x, why) in zip(window, found) if x is None}
         if good:
             at, depths = [i - rows.start for i, _ in good], [x for _, x in good]
-            codes[at] = _encode(teacher.predict(depths, batch_size) if isinstance(teacher, DepthTeacher) else depths, codebook)
+            codes[at], levels = _encode(teacher.predict(depths, batch_size) if isinstance(teacher, DepthTeacher) else depths, codebook)
+            if maps:
+                kept[at] = levels
         tell(len(window))
-    return codes, skipped
+    return codes, skipped, kept
 
 
-def _save_shard(path, codes, skipped):
-    "Codes and reasons in one file."
+def _maps_file(folder, start):
+    return folder / f"maps-{start:09d}.npy"
+
+
+def _save_shard(path, codes, skipped, maps):
+    "Codes and reasons in one file, which says that the maps are there too."
     from safetensors.numpy import save
 
+    if maps is not None:
+        _replace(_maps_file(path.parent.parent, int(path.stem)), lambda file: np.save(file, maps), path.parent)
     _replace(path, lambda file: file.write(save({"codes": codes}, {"skipped": json.dumps(skipped)})), path.parent)
 
 
@@ -195,7 +205,7 @@ def _join(folder, keys, plan, paths, max_skipped):
     if skipped:
         say_once(f"{len(skipped)} of {len(keys)} images have no depth tokens, the first is {skipped[0]['key']!r} ({skipped[0]['reason']}); all are listed in {folder.name}/skipped.json")
 
-# %% ../nbs/26b_depth_cache.ipynb #3a92df36
+# %% ../nbs/26b_depth_cache.ipynb #e1500ac0
 def write_depth_tokens(
     folder: str | Path,  # of this cache; see `tokens_folder`
     keys: Sequence[str],  # names of the images, in order
@@ -207,6 +217,7 @@ def write_depth_tokens(
     world_size: int | None = None,  # processes
     shard: int = SHARD,  # images per unit of work
     workers: int = 4,  # threads that read images ahead
+    maps: bool = False,  # keep the depth maps too, size x size bytes an image
     max_skipped: float = 0.1,  # share of unreadable images above which something else is wrong; ten are always let pass, all never
     progress: bool = True,  # a bar with images/s and the remaining time, in the first process
 ) -> Path:  # the folder; complete when the last process returns
@@ -215,8 +226,8 @@ def write_depth_tokens(
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
     if not 0 <= rank < world_size or shard < 1 or batch_size < 1:
         raise ValueError(f"process {rank} of {world_size}, {shard} images a shard, {batch_size} a batch: give a rank from 0 to world_size - 1, and sizes of at least 1")
-    folder, plan = Path(folder), dict(identity(keys, teacher, codebook), batch_size=batch_size, shard=shard)
-    make = partial(_make_shard, load=load, teacher=teacher, codebook=codebook, batch_size=batch_size, workers=workers)
+    folder, plan = Path(folder), dict(identity(keys, teacher, codebook), batch_size=batch_size, shard=shard, maps=maps)
+    make = partial(_make_shard, load=load, teacher=teacher, codebook=codebook, batch_size=batch_size, workers=workers, maps=maps)
     try:
         if not (folder / "meta.json").exists():
             _begin(folder, plan)
@@ -227,7 +238,7 @@ def write_depth_tokens(
         if not (folder / "meta.json").exists():  # else another process has joined the shards and removed them
             raise
     if (folder / "meta.json").exists():
-        DepthTokens.open(folder, keys, teacher, codebook)
+        DepthTokens.open(folder, keys, teacher, codebook, maps)
         shutil.rmtree(folder / "shards", ignore_errors=True)
     return folder
 
@@ -247,7 +258,7 @@ def _make_mine(folder, n, shard, rank, world_size, make, progress):
             _save_shard(p, *make(r, tell=bar.update))
     return paths
 
-# %% ../nbs/26b_depth_cache.ipynb #6200ba6e
+# %% ../nbs/26b_depth_cache.ipynb #df063aa7
 class DepthTokens:
     "A finished cache of depth tokens: codes by row or by key."
 
@@ -269,10 +280,11 @@ class DepthTokens:
         keys: Sequence[str],  # names of the images, in order
         teacher: DepthTeacher | str | None,
         codebook: DepthCodebook,
+        maps: bool = False,  # they must be there too
     ) -> "DepthTokens":
-        "Open a cache, refusing that of other images, another teacher or another codebook."
+        "Open a cache, refusing that of other images, another teacher or another codebook, or one without the maps."
         tokens, hint = cls(folder), ""
-        wanted = identity(keys, teacher, codebook)
+        wanted = identity(keys, teacher, codebook) | (dict(maps=True) if maps else {})
         if tokens.meta["keys"] != wanted["keys"]:
             i = next((i for i, (a, b) in enumerate(zip(tokens.keys, keys)) if a != b), min(len(tokens), len(keys)))
             at = lambda names: repr(names[i]) if i < len(names) else "the end"
@@ -309,16 +321,38 @@ class DepthTokens:
     def _row_of(self):
         return {key: i for i, key in enumerate(self.keys)}
 
-    def __getitem__(
+    def number(
         self,
         item: int | str,  # row or key
-    ) -> np.ndarray:  # (n,) uint8
-        "Tokens of one image; an error if it has none."
+    ) -> int:  # from 0
+        "The row of an image, whether or not it has tokens."
         if isinstance(item, str) and item not in self._row_of:
             raise KeyError(f"no image {item!r} among the {len(self)} in {self.folder.name!r}, the first is {self.keys[:1]}")
         i = self._row_of[item] if isinstance(item, str) else int(item)
         if not -len(self) <= i < len(self):
             raise IndexError(f"no row {i} in {self.folder.name!r}: it has {len(self)}")
-        if hole := self.skipped.get(i % len(self)):
+        return i % len(self)
+
+    def row(self, item: int | str) -> int:
+        "The row of an image; an error if it has no tokens."
+        if hole := self.skipped.get(i := self.number(item)):
             raise ValueError(f"{hole['key']!r} has no depth tokens, its image could not be read ({hole['reason']}): leave it out, see `usable`")
-        return np.array(self.codes[i])
+        return i
+
+    def __getitem__(
+        self,
+        item: int | str,  # row or key
+    ) -> np.ndarray:  # (n,) uint8
+        "Tokens of one image; an error if it has none."
+        return np.array(self.codes[self.row(item)])
+
+    def map(
+        self,
+        item: int | str,  # row or key
+    ) -> np.ndarray:  # (size, size) float32 in [0, 1], in steps of 1/255
+        "Depth map of one image; an error if it has none, or if the maps were not kept."
+        if not self.meta["maps"]:
+            raise ValueError(f"the cache {self.folder.name!r} holds depth tokens only: make it again with maps=True")
+        i, shard = self.row(item), self.meta["shard"]
+        levels = np.load(_maps_file(self.folder, i // shard * shard), mmap_mode="r")[i % shard]
+        return levels.astype(np.float32) / 255

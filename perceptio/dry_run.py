@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'SHAPES', 'base_rows', 'meta_model', 'parameter_table', 'block_bytes', 'memory_table', 'device_memory',
            'check_room', 'schedule_table', 'check_base', 'requirements', 'check_requirements']
 
-# %% ../nbs/29_dry_run.ipynb #652ed86c
+# %% ../nbs/29_dry_run.ipynb #f1f8f3ad
 import importlib.util
 import json
 from dataclasses import replace
@@ -19,6 +19,7 @@ import torch
 from .backbone import base_dtype, build_backbone, build_tokenizer, image_tokens, set_trainable
 from .checkpoints import language_folder, shard_files, tensor_shapes
 from .codebook import DepthCodebook
+from .depth_store import find_depth
 from .model import TEST_WORDS, PerceptioModel
 from .new_rows import CHUNK
 from .prepare import check_data, rows_dir
@@ -138,7 +139,7 @@ def schedule_table(
     return pd.Series({"samples": steps * batch, "samples a step": batch, "steps": steps, "tokens at most": steps * batch * s.max_length,
                       "hours": "throughput not given" if hours is None else round(hours, 1)}, dtype=object)  # fmt: skip
 
-# %% ../nbs/29_dry_run.ipynb #89843f27
+# %% ../nbs/29_dry_run.ipynb #e7bf04a2
 SHAPES = {"hidden_size": "text_hidden", "num_hidden_layers": "text_layers", "num_attention_heads": "text_heads", "num_key_value_heads": "text_kv_heads", "intermediate_size": "text_mlp"}
 
 
@@ -178,6 +179,10 @@ def requirements(
         for part in check_data(root / "data").query("`for` != 'benchmark'").to_dict("records"):
             found = rows_dir() / part["download"] if part["download"] in ready else root / "data" if part["found"] else None
             rows.append((f"data: {part['download']}", found, part["what to get"]))
+        if settings.use_depth:
+            stores = [d for name in sorted(ready) for d in json.loads((rows_dir() / name / "source.json").read_text())["depth"]]
+            missing = [f"{what}: {get}" for what, (found, get) in find_depth(settings).items() if not found]
+            rows.append(("data: depth tokens", Path(stores[0]).parent if stores else None, "; ".join(["run nbs/prepare_data.ipynb", *missing])))
     table = pd.DataFrame(rows, columns=["what", "path", "hint"])
     table["needed"] = [not what.startswith("data: ") for what in table["what"]]  # of the data sets, those that are there are used
     table["found"] = [path is not None and Path(path).exists() for path in table["path"]]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LLAVA_EXPECTED', 'LLAVA_LIST', 'LARGEST', 'RESERVED', 'PLACEHOLDER', 'find_llava', 'json_items', 'check_text',
-           'conversation_turns', 'ImageFolders', 'llava_row', 'llava_rows']
+           'from_question', 'conversation_turns', 'ImageFolders', 'llava_row', 'llava_rows', 'count_messages']
 
 # %% ../nbs/23_instruct.ipynb #27daf879
 import json
@@ -120,7 +120,7 @@ def json_items(
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{Path(path).name} is not the JSON it should be, download it again: {error}") from error
 
-# %% ../nbs/23_instruct.ipynb #a8caab13
+# %% ../nbs/23_instruct.ipynb #78836eeb
 RESERVED = re.compile(r"\[SEG\]|<d_(?:start|end|\d+)>|<IMG_CONTEXT>|<\|im_(?:start|end)\|>")  # texts that a tokenizer turns into tokens with a meaning of their own
 PLACEHOLDER = "<image>"
 
@@ -135,6 +135,13 @@ def check_text(*texts: str) -> None:
         raise BadSample("a message contains one of the model's own tokens")
 
 
+def from_question(
+    messages: list[dict],  # [{from: human | gpt, value}]
+) -> list[dict]:
+    "The conversation from its first question on: an answer that begins it is dropped, as LLaVA does."
+    return messages[1:] if len(messages) > 1 and messages[0].get("from") == "gpt" else messages
+
+
 def conversation_turns(
     messages: list[dict],  # [{from: human | gpt, value}]
     has_image: bool,
@@ -142,6 +149,7 @@ def conversation_turns(
     "LLaVA's messages as turns; raises BadSample."
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         raise BadSample("there is no conversation")
+    messages = from_question(messages)
     if [m.get("from") for m in messages] != ["human", "gpt"] * (len(messages) // 2):
         raise BadSample("the conversation does not alternate between human and gpt")
     texts = [m.get("value") for m in messages]
@@ -184,7 +192,7 @@ class ImageFolders:
             return path.as_posix()
         return next((p.as_posix() for p in map(path.with_suffix, EXTENSIONS) if p.name in there), None)
 
-# %% ../nbs/23_instruct.ipynb #676c7f2d
+# %% ../nbs/23_instruct.ipynb #01db2aae
 def llava_row(
     key: str,
     entry: dict,
@@ -209,6 +217,7 @@ def llava_rows(
     images: Path,  # image names are relative to it
     report: Report,
     check_images: bool = True,  # count missing images now, not when they are read
+    messages: Report | None = None,  # counts the messages of the rows, and those that are dropped
 ) -> Iterator[dict]:  # rows; `llava/7` is the entry at index 7
     "Rows of LLaVA's conversations; what cannot be used is counted."
     folders = ImageFolders(images) if check_images else None
@@ -219,4 +228,13 @@ def llava_rows(
         except BadSample as error:
             report.skip(f"llava/{k}", str(error))
         else:
+            count_messages(messages or Report("messages"), f"llava/{k}", entry["conversations"])
             yield row
+
+
+def count_messages(report: Report, key: str, messages: list[dict]) -> None:
+    "Count the messages of a row that is used, and the answer without a question that begins it."
+    left = len(from_question(messages))
+    report.found, report.used = report.found + len(messages), report.used + left
+    if left < len(messages):
+        report.skip(key, "the answer that begins the conversation has no question")

@@ -28,7 +28,7 @@ from perceptio.notebook import (  # noqa: F401  the names of `_all_` are part of
 
 _all_ = ["check_parameters", "data_dir", "in_test", "nearest", "project_root", "run_dir", "scratch_dir"]
 
-# %% ../nbs/00_settings.ipynb #edb856ec
+# %% ../nbs/00_settings.ipynb #ec2d88df
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     "Which run this is."
@@ -71,6 +71,7 @@ class CodebookSettings:
     codebook: str  # a trained one: a folder or file, relative to the checkout; "" = trained by the run
     codebook_preset: str  # aurora (the published architecture) | compact (fast on a CPU)
     codebook_steps: int  # optimiser steps of its training
+    depth_teacher: str  # gives photographs their depth: small | base | large, a name on the hub, or a folder relative to the checkout; built-in scenes need none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +162,9 @@ class DataSettings:
     mix_grounded: float  # weight of captions with a mask per phrase
     use_depth: bool  # depth tokens, their data and their losses
     use_seg: bool  # [SEG], its data and its loss
+    use_own: bool  # your own data, as far as nbs/prepare_data.ipynb found any
 
-# %% ../nbs/00_settings.ipynb #cd563e52
+# %% ../nbs/00_settings.ipynb #e212273c
 CHOICES = dict(
     text_model=("qwen2", "llama"),
     codebook_preset=("aurora", "compact"),
@@ -183,9 +185,7 @@ MAY_BE_ZERO = ("seed", "vocab_size", "mask_points", "mask_size", "save_steps", "
 def must_divide(s, whole: str, part: str) -> None:
     "Refuse settings in which `part` does not divide `whole`."
     if getattr(s, whole) % getattr(s, part):
-        raise ValueError(
-            f"{part} = {getattr(s, part)} does not divide {whole} = {getattr(s, whole)}: change one of the two"
-        )
+        raise ValueError(f"{part} = {getattr(s, part)} does not divide {whole} = {getattr(s, whole)}: change one of the two")
 
 
 def check_settings(
@@ -194,9 +194,7 @@ def check_settings(
     "Refuse values that cannot work, naming them and what is allowed."
     for name, allowed in CHOICES.items():
         if (value := getattr(s, name)) not in allowed:
-            raise ValueError(
-                f"{name} = {value!r} does not exist: use one of {', '.join(allowed)}{nearest(value, allowed)}"
-            )
+            raise ValueError(f"{name} = {value!r} does not exist: use one of {', '.join(allowed)}{nearest(value, allowed)}")
     for f in fields(s):
         value, least = getattr(s, f.name), 0 if f.type is float or f.name in MAY_BE_ZERO else 1
         if f.type in (int, float) and not least <= value < float("inf"):
@@ -211,9 +209,7 @@ def check_settings(
     for whole, part in (("vision_hidden", "vision_heads"), ("text_hidden", "text_heads"), ("text_heads", "text_kv_heads"), ("image_size", "patch_size")):
         must_divide(s, whole, part)
     if round(s.n_depth_tokens**0.5) ** 2 != s.n_depth_tokens:
-        raise ValueError(
-            f"n_depth_tokens = {s.n_depth_tokens} is no square: the codes form a square grid, so use 25, 64, 100, ..."
-        )
+        raise ValueError(f"n_depth_tokens = {s.n_depth_tokens} is no square: the codes form a square grid, so use 25, 64, 100, ...")
 
 # %% ../nbs/00_settings.ipynb #53172859
 ABLATIONS = {
@@ -230,7 +226,7 @@ ABLATIONS = {
     ),  # not in the paper: the base trained on text alone; "no_depth" is the counterpart of Sa2VA
 }  # fmt: skip
 
-# %% ../nbs/00_settings.ipynb #e9bff396
+# %% ../nbs/00_settings.ipynb #63c5ea81
 def settings_file() -> Path:
     "The settings.ini that belongs to this code: the wheel's own, else the checkout's."
     here = Path(globals().get("__file__", "x")).resolve().parent
@@ -257,9 +253,7 @@ def read_settings_file(
 def sizes() -> tuple[str, ...]:
     "The sizes of settings.ini, smallest first."
     order = ("smoke", "tiny")
-    return tuple(
-        sorted(read_settings_file(), key=lambda s: (order.index(s), 0.0) if s in order else (len(order), float(s[:-1])))
-    )
+    return tuple(sorted(read_settings_file(), key=lambda s: (order.index(s), 0.0) if s in order else (len(order), float(s[:-1]))))
 
 
 def check_size(

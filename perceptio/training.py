@@ -26,7 +26,7 @@ from .settings import Settings
 from .suite import Curve
 from .trainer import PerceptioTrainer, RunLog, checkpoint_step, train, training_arguments
 
-# %% ../nbs/45_training.ipynb #a1dd248c
+# %% ../nbs/45_training.ipynb #73da0394
 def run_codebook(
     settings: Settings,
     name: str,  # of the run
@@ -56,7 +56,7 @@ def make_trainer(
         mixture, more = scene_mixture(settings, stores["train"], codes), {}
         collator = Collator(tokenizer, model.vocab, settings, sam_pixels=pixels, sam_cache=cache)
     else:
-        mixture = PaperMixture(open_sources(rows_dir()), settings, epochs=math.ceil(settings.epochs), skipped=run_dir(name) / "skipped.jsonl")
+        mixture = PaperMixture(open_sources(rows_dir(), codebook), settings, epochs=math.ceil(settings.epochs), skipped=run_dir(name) / "skipped.jsonl")
         collator = Collator(tokenizer, model.vocab, settings, sam_pixels=pixels, skip=mixture.skip)
         more = dict(train_sampling_strategy="sequential", num_train_epochs=settings.epochs / mixture.epochs)  # the mixture has its own order, epoch after epoch
     arguments = training_arguments(settings, run_dir(name), disable_tqdm=in_test(), **more)

@@ -85,7 +85,7 @@ def tiny_teacher():
 def write(folder, **more):
     "All maps in five shards."
     torch.set_num_threads(1)
-    write_depth_tokens(folder, KEYS, depth, None, codebook(), **dict(shard=8, batch_size=1, progress=False) | more)
+    write_depth_tokens(folder, KEYS, depth, None, codebook(), **dict(shard=8, batch_size=1, maps=True, progress=False) | more)
 
 
 def write_both(folder):
@@ -111,7 +111,7 @@ def write_and_die(folder, die):
     write(folder)
 
 
-MOMENTS = {"row 19": 2, "000000024.safetensors": 3, "codes.npy": 5, "meta.json": 5, "cleaning": 5}  # shards then there
+MOMENTS = {"row 19": 2, "maps-000000016.npy": 2, "000000024.safetensors": 3, "codes.npy": 5, "meta.json": 5, "cleaning": 5}  # shards then there
 
 
 def die_at_each(base):
@@ -168,10 +168,13 @@ def test_killed_and_continued(killed, whole, die):
 
 
 def test_what_the_bytes_hold(base):
-    tokens = DepthTokens.open(base / "one" / "maps", KEYS, None, codebook())
+    tokens = DepthTokens.open(base / "one" / "maps", KEYS, None, codebook(), maps=True)
     assert tokens.codes.shape == (40, 100) and len(np.unique(tokens.codes)) > 40
     for i in (0, 17, 39):
-        assert np.array_equal(tokens[i], codebook().encode(torch.from_numpy(depth(i))[None, None])[0].numpy())
+        true = torch.from_numpy(depth(i))[None, None]
+        assert np.array_equal(tokens[i], codebook().encode(true)[0].numpy())
+        assert np.abs(tokens.map(i) - codebook().resize(true)[0, 0].numpy()).max() <= 0.5 / 255 + 1e-6
+    assert len(list((base / "one" / "maps").glob("maps-*.npy"))) == 5
     assert tokens.meta["skipped"] == 1 and set(tokens.codes[MISSING].tolist()) == {255}
     with pytest.raises(ValueError, match=r"'30.jpg' has no depth tokens.*FileNotFoundError"):
         tokens[MISSING]
