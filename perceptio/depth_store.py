@@ -25,7 +25,7 @@ from .notebook import project_root
 from .rows import BadSample, Report, find_image, read_image
 from .settings import Settings
 
-# %% ../nbs/27c_depth_store.ipynb #ce3a3172
+# %% ../nbs/27c_depth_store.ipynb #751ecc18
 class DepthStore:
     "Depth tokens and maps by image name."
 
@@ -66,9 +66,21 @@ class DepthStore:
         "Depth tokens of an image; raises BadSample."
         return self._cache(name)[name]
 
+    __getitem__ = codes
+
     def map(self, name: str) -> np.ndarray:  # (size, size) float32 in [0, 1]
         "Depth map of an image; raises BadSample."
         return self._cache(name).map(name)
+
+    @cached_property
+    def skipped(self) -> dict[str, dict]:  # image -> {"key", "reason"}
+        "Images that have no tokens because they could not be read."
+        return {name: dict(key=name, reason=reason) for name in self._cache_of if (reason := self.why_not(name))}
+
+    @property
+    def meta(self) -> dict:  # "teacher", "codebook"
+        "What the tokens were made with."
+        return {k: self.caches[0].meta[k] for k in ("teacher", "codebook")} if self.caches else {}
 
     def check(self, codebook: DepthCodebook, name: str) -> None:
         "Refuse tokens that were not made with this codebook."
