@@ -1,0 +1,28 @@
+"""Every committed result has the form that nbs/43b_results.ipynb documents."""
+
+import json
+import re
+
+import pytest
+from conftest import ROOT
+
+from perceptio.results import problems
+
+RESULTS = sorted((ROOT / "data" / "results").glob("*.json"))
+# measured before results named their weights and their time; measuring a run again takes it off this list
+EARLIER = re.compile(r"(tiny|tiny-n25|tiny-n100|tiny-variant)-(res-\w+|sentences|hardblink|depth|vqa|replacement)")
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
+def test_result_has_the_documented_form(path):
+    result = json.loads(path.read_text(encoding="utf-8"))
+    without = "measured_in" not in result and "checkpoint_hash" not in result["run"]
+    earlier = bool(EARLIER.fullmatch(path.stem)) and without
+    name = path.stem
+    if earlier and name.startswith("tiny-n25-"):  # that run was renamed after it was measured
+        name = name.replace("tiny-n25-", "tiny-")
+    assert problems(result, name, complete=not earlier) == []
+
+
+def test_there_are_results():
+    assert RESULTS
