@@ -95,7 +95,7 @@ def written(ids, states, tokenizer, vocab) -> Written:
     at = ids.index(vocab.seg_id) if vocab.seg_id in ids else None
     return Written(ids, states[at] if at is not None and at < len(states) else None)
 
-# %% ../nbs/17_generation.ipynb #3ffed94a
+# %% ../nbs/17_generation.ipynb #9c576149
 @torch.no_grad()
 def write_fast(
     model,  # PerceptioModel
@@ -104,6 +104,7 @@ def write_fast(
     pixel_values: torch.Tensor,  # (tiles, 3, S, S) of all prompts, in order
     perceive: str,  # "seg" | "depth" | "both"
     max_new_tokens: int = 64,  # of text
+    processor=None,  # transformers.LogitsProcessor for the text
 ) -> list[Written]:
     "Greedy decoding that must begin as Eq. 1 says: the tokens of guided decoding, in fewer and smaller steps."
     vocab, cache = model.vocab, DynamicCache(config=model.inner.config.text_config)
@@ -118,7 +119,7 @@ def write_fast(
             more = dict(past_key_values=cache)
         out = model.backbone.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id, suppress_tokens=banned, **more,
+            pad_token_id=tokenizer.pad_token_id, suppress_tokens=banned, logits_processor=[processor] if processor else [], **more,
         )  # fmt: skip
     hidden, shift = torch.cat(states, 1), 0 if model.settings.seg_state == "at" else 1
     return [written(row[start:].tolist(), fed[start - shift :], tokenizer, vocab) for row, fed in zip(out, hidden)]

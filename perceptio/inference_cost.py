@@ -6,7 +6,7 @@
 __all__ = ['WAYS', 'PARTS', 'PAPER', 'count_flops', 'linear_weights', 'without_perception', 'Steady', 'asked', 'answer', 'decode',
            'answer_flops', 'first_pass', 'measure', 'cost_table', 'beside_paper', 'load_average', 'plot_costs']
 
-# %% ../nbs/48_inference_cost.ipynb #59855374
+# %% ../nbs/48_inference_cost.ipynb #2af0249b
 import copy
 import os
 import time
@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .backbone import image_tiles, image_tokens
-from .generation import Perceptio, write
+from .generation import Perceptio, write, write_fast
 from .samples import Sample, Turn, prompt_ids, wants
 from .tokens import PerceptionGrammar, parse_output
 
@@ -57,21 +57,22 @@ def without_perception(
     model.inner.set_output_embeddings(cut)
     return Perceptio(model, predictor.tokenizer, predictor.folder)
 
-# %% ../nbs/48_inference_cost.ipynb #39e33d99
-WAYS = {  # name -> (perceive, guided, mask and depth decoded)
-    "plain backbone": ("none", False, False),
-    "text only": ("none", False, False),
-    "perception, free": ("both", False, False),
-    "perception, guided": ("both", True, False),
-    "perception, guided, decoded": ("both", True, True),
+# %% ../nbs/48_inference_cost.ipynb #20202bea
+WAYS = {  # name -> (perceive, how it is written, mask and depth decoded)
+    "plain backbone": ("none", "free", False),
+    "text only": ("none", "free", False),
+    "perception, free": ("both", "free", False),
+    "perception, guided": ("both", "guided", False),
+    "perception, fast": ("both", "fast", False),
+    "perception, fast, decoded": ("both", "fast", True),
 }
 
 
 class Steady:
     "A logits processor: the answer does not end before its length is reached; text alone has no perception tokens."
 
-    def __init__(self, tokenizer, vocab, perceive: str, guided: bool):
-        self.grammar = PerceptionGrammar(vocab, perceive) if guided and perceive != "none" else None
+    def __init__(self, tokenizer, vocab, perceive: str, how: str):
+        self.grammar = PerceptionGrammar(vocab, perceive) if how == "guided" and perceive != "none" else None
         self.banned = [tokenizer.eos_token_id, tokenizer.pad_token_id, *(vocab.ids if perceive == "none" else ())]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -83,11 +84,11 @@ class Steady:
 
 def asked(predictor: Perceptio, sample: Sample, way: str) -> tuple:  # prompt ids, tiles, processor, perception tokens of a full answer
     "What goes into `generation.write` for one way of answering."
-    perceive, guided, _ = WAYS[way]
+    perceive, how, _ = WAYS[way]
     perceive, vocab, tiles = wants(perceive, predictor.settings), predictor.vocab, image_tiles(sample.image, predictor.settings)
     prompt = prompt_ids(sample.turns[0].question, perceive, len(tiles) * image_tokens(predictor.settings), predictor.tokenizer, vocab)
     extra = {"none": 0, "seg": 1, "depth": vocab.n_tokens + 2, "both": vocab.n_tokens + 3}[perceive]
-    return prompt, tiles, Steady(predictor.tokenizer, vocab, perceive, guided), extra
+    return prompt, tiles, Steady(predictor.tokenizer, vocab, perceive, how), extra
 
 
 def answer(
@@ -98,7 +99,10 @@ def answer(
 ):  # -> generation.Written
     "Write one answer; the way says what else is done."
     prompt, tiles, processor, extra = asked(predictor, sample, way)
-    (row,) = write(predictor.model, predictor.tokenizer, [prompt], tiles, None, processor, text_tokens + extra)
+    if WAYS[way][1] == "fast":
+        (row,) = write_fast(predictor.model, predictor.tokenizer, [prompt], tiles, WAYS[way][0], text_tokens, processor)
+    else:
+        (row,) = write(predictor.model, predictor.tokenizer, [prompt], tiles, None, processor, text_tokens + extra)
     if WAYS[way][2]:
         decode(predictor, sample, row)
     return row
@@ -175,7 +179,7 @@ def cost_table(
         rows[way] |= {f"{k}_ratio": float(ratio[k].median()) for k in ratio}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/48_inference_cost.ipynb #d355ac1e
+# %% ../nbs/48_inference_cost.ipynb #b8f24521
 PAPER = {"Perceptio-8B": (3.52, 4.06e12), "Sa2VA-8B": (3.53, 4.66e12)}  # section 3.5: seconds per 100 tokens, FLOPs (the paper does not say of what)
 
 
@@ -192,8 +196,7 @@ def beside_paper(
             "FLOPs": f"{row['flops'] / 1e9:.3f} G / answer", "s / answer, ratio": round(row["seconds_ratio"], 2), "FLOPs / answer, ratio": round(row["flops_ratio"], 2),
             "s / 100 tokens, ratio": round(row["seconds_100_ratio"], 2), "FLOPs / 100 tokens, ratio": round(row["flops_100_ratio"], 2),
         }))  # fmt: skip
-    rows = [*quoted, *ours, dict(source=f"measured, {name}", model="fast path", FLOPs="not available")]
-    return pd.DataFrame(rows).set_index(["source", "model"]).astype(object).fillna("")
+    return pd.DataFrame([*quoted, *ours]).set_index(["source", "model"]).astype(object).fillna("")
 
 
 def load_average() -> list[float] | None:
