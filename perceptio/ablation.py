@@ -6,7 +6,7 @@
 __all__ = ['ROWS', 'run_name', 'is_recorded', 'run_ablation', 'ablate', 'change', 'seed_interval', 'ablation_runs',
            'ablation_table', 'plot_ablations']
 
-# %% ../nbs/47_ablation.ipynb #702a8158
+# %% ../nbs/47_ablation.ipynb #4ec4abfb
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,7 +19,7 @@ from .codebook_training import ensure_codebook
 from .generation import Perceptio
 from .mixture import world, world_hash
 from .model import build_model
-from .notebook import project_root, run_dir
+from .notebook import in_test, project_root, run_dir
 from .record import Run, read_result, results_dir, write_result
 from .settings import ABLATIONS, Settings
 from .suite import evaluate_world, summary
@@ -42,7 +42,7 @@ def run_name(
         raise ValueError(f"ablation {ablation!r} does not exist: use some of {', '.join(ROWS)}")
     return f"{prefix}-{ablation}-s{seed}"
 
-# %% ../nbs/47_ablation.ipynb #aec049ca
+# %% ../nbs/47_ablation.ipynb #e6ac6223
 def is_recorded(
     name: str,  # of a result
     settings: Settings,  # that it should have been measured with
@@ -93,7 +93,7 @@ def ablate(
     progress: Callable[[str], None] = lambda name: None,  # called with the name of each run before it
 ) -> list[str]:  # names of all runs, recorded
     "Train and record every run that is not recorded yet, seed after seed."
-    stores, folder = world(settings), run_dir(prefix) / "codebook"
+    stores, folder = world(settings, progress=not in_test()), run_dir(prefix) / "codebook"
     shared = folder.relative_to(project_root()) if folder.is_relative_to(project_root()) else folder
     ensure_codebook(settings, stores["train"], folder)
     plan = {run_name(a, seed, prefix): (a, seed) for seed in seeds for a in ablations}
