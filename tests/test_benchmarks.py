@@ -73,7 +73,12 @@ def run(checkpoint, tmp_path_factory):
     write_hardblink(folder, [fixture()[k] for k in range(12)])
     tasks = write_tasks(folder / "tasks", hardblink=folder, store=fixture())
     command = lmms_command(checkpoint, tasks, folder / "out", include=folder / "tasks", batch_size=16, device="cpu")
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(command, env=os.environ | offline, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, lmms_results(folder / "out"), done.stdout
@@ -82,7 +87,9 @@ def run(checkpoint, tmp_path_factory):
 @needs_lmms_eval
 def test_choice_questions_get_our_own_scores(run, checkpoint):
     _, results, table = run
-    own = evaluate_vqa(Short(Perceptio.from_pretrained(checkpoint, "cpu")), fixture(), vqa_queries(fixture()), batch_size=16)
+    own = evaluate_vqa(
+        Short(Perceptio.from_pretrained(checkpoint, "cpu")), fixture(), vqa_queries(fixture()), batch_size=16
+    )
     theirs = results["perceptio_world_choice"]
     assert "perceptio_world_choice" in table
     assert [r["target"] for r in theirs["records"]] == [r["answer"] for r in own["records"]]

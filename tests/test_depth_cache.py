@@ -85,7 +85,9 @@ def tiny_teacher():
 def write(folder, **more):
     "All maps in five shards."
     torch.set_num_threads(1)
-    write_depth_tokens(folder, KEYS, depth, None, codebook(), **dict(shard=8, batch_size=1, maps=True, progress=False) | more)
+    write_depth_tokens(
+        folder, KEYS, depth, None, codebook(), **dict(shard=8, batch_size=1, maps=True, progress=False) | more
+    )
 
 
 def write_both(folder):
@@ -111,7 +113,14 @@ def write_and_die(folder, die):
     write(folder)
 
 
-MOMENTS = {"row 19": 2, "maps-000000016.npy": 2, "000000024.safetensors": 3, "codes.npy": 5, "meta.json": 5, "cleaning": 5}  # shards then there
+MOMENTS = {
+    "row 19": 2,
+    "maps-000000016.npy": 2,
+    "000000024.safetensors": 3,
+    "codes.npy": 5,
+    "meta.json": 5,
+    "cleaning": 5,
+}  # shards then there
 
 
 def die_at_each(base):
