@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['write_atomically', 'plain', 'write_json', 'hash_file', 'hash_files', 'git', 'code_state', 'versions', 'device_name',
-           'provenance', 'read_run', 'read_metrics', 'Run', 'results_dir', 'write_result', 'weights_hash',
-           'read_result']
+           'provenance', 'read_run', 'read_metrics', 'Run', 'results_dir', 'recorded_settings', 'write_result',
+           'weights_hash', 'read_result']
 
-# %% ../nbs/01_record.ipynb #ac35f596
+# %% ../nbs/01_record.ipynb #6e538df8
 import hashlib
 import importlib.metadata
 import json
@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -265,10 +266,24 @@ class Run:
         elif self.record["status"] == "running":
             self.finish()
 
-# %% ../nbs/01_record.ipynb #71091e35
+# %% ../nbs/01_record.ipynb #23ac6ff0
 def results_dir() -> Path:
     "data/results, or a temporary folder under test."
     return (scratch_dir() if in_test() else data_dir()) / "results"
+
+
+def recorded_settings(
+    values: dict,  # as a record or a checkpoint holds them
+    what: str,  # whose, for the message
+) -> Settings:
+    "Settings from a file; one that is younger than the file gets the value of its size, and is named."
+    known = {f.name for f in fields(Settings)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{what} has settings that this code does not know: {', '.join(unknown)}; use the commit it was made with")
+    if younger := sorted(known - set(values)):
+        say_once(f"{what} is older than {', '.join(younger)}: they are set as size {values['size']!r} has them now")
+    now = Settings.load(values["size"], values["ablation"]).as_dict() if younger else {}
+    return Settings(**now | values)
 
 
 def write_result(
@@ -283,7 +298,7 @@ def write_result(
     "Write one result with its origin: the training run, and the code, machine and data of the measurement."
     trained = run.record if isinstance(run, Run) else run
     settings = trained.get("settings") or {}
-    now = provenance(Settings(**settings), data_hash) if settings else {}
+    now = provenance(recorded_settings(settings, name), data_hash) if settings else {}
     lacking = [k for k in ("settings", "seed", "data_hash", "commit") if now.get(k) in (None, "", {})]
     lacking += [] if metrics else ["metrics"]
     if in_test():

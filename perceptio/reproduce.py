@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['TINY_PARTS', 'Step', 'execute', 'run_steps', 'same_run', 'recorded_state', 'needs_checkpoint', 'plan', 'page']
 
-# %% ../nbs/53_reproduce.ipynb #456e5971
+# %% ../nbs/53_reproduce.ipynb #6cb2fd8b
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
+from .ablation import run_name
 from .mixture import world, world_hash
 from .notebook import in_test, project_root, run_dir
 from .record import read_result, write_atomically
@@ -54,7 +55,7 @@ def run_steps(
         rows.append(dict(step=name, state=f"left out: {reason}" if reason else "run"))
     return pd.DataFrame(rows)
 
-# %% ../nbs/53_reproduce.ipynb #3ab4256b
+# %% ../nbs/53_reproduce.ipynb #1fb1bba7
 def same_run(
     name: str,  # of a result
     settings: Settings,  # that it should have been trained with
@@ -83,9 +84,9 @@ def recorded_state(
 def needs_checkpoint(run: str) -> str:  # "" if it is there
     "Why a step that shows a model cannot run."
     there = (run_dir(run) / "checkpoint").is_dir()
-    return "" if there else f"runs/{run}/checkpoint is not there; -p train True makes it. What is committed stays"
+    return "" if there else f"runs/{run}/checkpoint is not there (-p train True, or -p ablations True); what is committed stays"
 
-# %% ../nbs/53_reproduce.ipynb #c008096d
+# %% ../nbs/53_reproduce.ipynb #eb57c284
 TINY_PARTS = ("res-val", "res-testA", "res-testB", "sentences", "marked", "depth", "vqa", "replacement")  # what evaluate.ipynb records of a tiny run
 
 
@@ -102,7 +103,11 @@ def plan(
     study = Step("ablate", dict(size=size, figures=write), lambda: "" if ablations else "left as recorded; -p ablations True trains what is missing")
     tables = [Step(f"table{k}", shown) for k in range(1, 6)]
     pictures = [Step("figure1", shown), Step("figure2", shown)]
-    model = [Step(name, dict(size=size) | shown, lambda: needs_checkpoint(size)) for name in (*(f"figure{k}" for k in range(3, 8)), "inference_cost")] if settings.data == "scenes" else []
+    own = ("figure3", "figure5", "figure6", "figure7", "inference_cost")
+    model = [Step(name, dict(size=size) | shown, lambda: needs_checkpoint(size)) for name in own] if settings.data == "scenes" else []
+    full, without = run_name("full", 0), run_name("no_depth", 0)  # equal steps, one seed
+    beside = Step("figure4", dict(size=size, run=full, beside=without) | shown, lambda: needs_checkpoint(full) or needs_checkpoint(without))
+    model = [*model[:1], beside, *model[1:]] if model else []
     return [*measure, *([study] if settings.data == "scenes" else []), *tables, *pictures, *model, Step("audit", shown)]
 
 

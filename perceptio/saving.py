@@ -6,7 +6,7 @@
 __all__ = ['trained_state', 'saved_state', 'gathered_state', 'save_model', 'read_settings', 'load_model', 'load_mask_head',
            'check_tokenizer', 'load_state', 'export_backbone']
 
-# %% ../nbs/16b_saving.ipynb #37f215b5
+# %% ../nbs/16b_saving.ipynb #0bf5c3e8
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -22,11 +22,12 @@ from .checkpoints import new_folder
 from .codebook import DepthCodebook
 from .model import PerceptioModel, build_language
 from .new_rows import SplitHead, merge_rows
+from .record import recorded_settings
 from .segmentation import MaskHead, build_mask_head
 from .settings import Settings
 from .tokenizers import save_processor
 
-# %% ../nbs/16b_saving.ipynb #4b1ea1b1
+# %% ../nbs/16b_saving.ipynb #6ef919a7
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
     "The trained parameters by name."
     return {name: p.detach().contiguous().cpu() for name, p in model.named_parameters() if p.requires_grad}
@@ -71,7 +72,7 @@ def read_settings(folder: str | Path) -> Settings:
     if not path.is_file():
         there = ", ".join(sorted(p.parent.name for p in Path(folder).parent.glob("*/settings.json"))) or "none"
         raise ValueError(f"no Perceptio checkpoint in {str(folder)!r} (no settings.json); checkpoints beside it: {there}. Train one with `make train`")
-    return Settings(**json.loads(path.read_text()))
+    return recorded_settings(json.loads(path.read_text()), f"checkpoint {Path(folder).name!r}")
 
 
 def load_model(
