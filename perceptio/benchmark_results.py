@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PARTS', 'in_columns', 'asked_hash', 'record_benchmarks', 'run_benchmarks']
 
-# %% ../nbs/44b_benchmark_results.ipynb #70303036
+# %% ../nbs/44b_benchmark_results.ipynb #f3323d15
 import hashlib
 import json
 import subprocess
+import time
 from pathlib import Path
 
 from .benchmarks import COLUMNS, lmms_command, lmms_results
@@ -16,7 +17,7 @@ from .intervals import wilson
 from .notebook import run_dir
 from .record import read_run, write_result
 
-# %% ../nbs/44b_benchmark_results.ipynb #a61e6128
+# %% ../nbs/44b_benchmark_results.ipynb #7b83d1d9
 PARTS = {"MME": {"MME-P": ("mme_perception_score",), "MME-C": ("mme_cognition_score",), "MME-T": ("mme_perception_score", "mme_cognition_score")}}  # columns that are made of one task's metrics
 
 
@@ -40,13 +41,14 @@ def asked_hash(records: list[dict]) -> str:  # 64 hexadecimal digits
 def record_benchmarks(
     output: str | Path,  # of lmms-eval
     run: str,  # below runs/, whose weights were measured
+    seconds: float,  # that lmms-eval took for all of them
 ) -> list[str]:  # names of the results
     "Write a result for every benchmark of the paper that is in lmms-eval's output; other tasks under their own name."
     names, of_task = [], {c.task: name for name, c in COLUMNS.items()}
     for task, found in lmms_results(output).items():
         kept = in_columns(of_task[task], found) if task in of_task else dict(metrics=found["metrics"], intervals={})
         name = f"{run}-lmms-{task}"
-        write_result(name, kept, read_run(run_dir(run)), asked_hash(found["records"]), run_dir(run) / "checkpoint", n=found["n"], protocol=f"lmms-eval, task {task}")
+        write_result(name, kept, read_run(run_dir(run)), asked_hash(found["records"]), run_dir(run) / "checkpoint", seconds, n=found["n"], protocol=f"lmms-eval, task {task}")
         names.append(name)
     return names
 
@@ -58,7 +60,8 @@ def run_benchmarks(
     **more,  # of lmms_command
 ) -> list[str]:  # names of the results; none if only a part was asked
     "Ask, and record."
+    started = time.perf_counter()
     done = subprocess.run(lmms_command(run_dir(run) / "checkpoint", tasks, output, **more), capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"lmms-eval ended with {done.returncode}; if it is not installed: pip install 'perceptio[eval]'. Its last words: {done.stderr.strip()[-600:]}")
-    return record_benchmarks(output, run) if more.get("limit") is None else []
+    return record_benchmarks(output, run, time.perf_counter() - started) if more.get("limit") is None else []
