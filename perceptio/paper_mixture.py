@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'Source', 'is_used', 'mixture_table', 'perceives_depth', 'PaperMixture']
 
-# %% ../nbs/27b_paper_mixture.ipynb #8112286c
+# %% ../nbs/27b_paper_mixture.ipynb #1b00b3ca
 import json
 import os
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from torch.utils.data import Dataset
 
 from .ade20k import PLACE, complete
@@ -22,7 +21,7 @@ from .rows import BadSample, RowFile, row_sample
 from .samples import Sample, Turn
 from .settings import Settings
 
-# %% ../nbs/27b_paper_mixture.ipynb #8b40d8f0
+# %% ../nbs/27b_paper_mixture.ipynb #607334ee
 @dataclass(frozen=True)
 class Source:
     "Rows of one data set and where their images are."
@@ -47,8 +46,10 @@ def is_used(name: str, settings: Settings) -> bool:
 def mixture_table(
     sources: Sequence[Source],
     settings: Settings,
-) -> pd.DataFrame:  # a row per part
+):  # -> DataFrame: a row per part
     "What the paper has, what was found, what is used."
+    import pandas as pd
+
     by_name = {name: [s for s in sources if s.name == name] for name in PARTS}
     if unknown := {s.name for s in sources} - set(PARTS):
         raise ValueError(f"sources {sorted(unknown)} are none of {', '.join(PARTS)}")

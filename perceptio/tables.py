@@ -163,7 +163,7 @@ def paper_table(
                 out.notes += dict.fromkeys(origin_note(f"{name}, ours", r) for r in results if r)
     return out
 
-# %% ../nbs/52_tables.ipynb #e84998e8
+# %% ../nbs/52_tables.ipynb #2ac0b085
 def world_table(
     title: str,
     measures: dict[str, str],  # column -> a measure of suite.summary
@@ -197,7 +197,8 @@ def ablation_rows(
     has = lambda a, m: len(grid) and (a, m) in grid.index and grid.loc[(a, m), "seeds"] > 0
     for a in ablations:
         rows = [grid.loc[(a, m)] if has(a, m) else None for m in measures.values()]
-        found.add(ROWS[a], [NOT_RUN if r is None else Cell("measured", r["mean"], 3, r["low"], r["high"], int(r["seeds"])) for r in rows])
+        lacking = NONE if any(r is not None for r in rows) else NOT_RUN  # a run without depth has no depth map
+        found.add(ROWS[a], [lacking if r is None else Cell("measured", r["mean"], 3, r["low"], r["high"], int(r["seeds"])) for r in rows])
         if a != "full" and any(r is not None for r in rows):
             found.add("difference", [NONE if r is None else Cell("difference", r["difference"], 3, r["difference low"], r["difference high"]) for r in rows])
     seeds = sorted(set(runs["seed"])) if len(runs) else []
