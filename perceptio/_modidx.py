@@ -1197,6 +1197,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'perceptio.record.read_metrics': ('record.html#read_metrics', 'perceptio/record.py'),
                                   'perceptio.record.read_result': ('record.html#read_result', 'perceptio/record.py'),
                                   'perceptio.record.read_run': ('record.html#read_run', 'perceptio/record.py'),
+                                  'perceptio.record.recorded_settings': ('record.html#recorded_settings', 'perceptio/record.py'),
                                   'perceptio.record.results_dir': ('record.html#results_dir', 'perceptio/record.py'),
                                   'perceptio.record.versions': ('record.html#versions', 'perceptio/record.py'),
                                   'perceptio.record.weights_hash': ('record.html#weights_hash', 'perceptio/record.py'),
