@@ -97,7 +97,7 @@ def latex(text: str) -> str:
         text = text.replace(sign, {"\\": r"\textbackslash "}.get(sign, "\\" + sign))
     return text.replace("–", "--").replace("×", r"$\times$")
 
-# %% ../nbs/52_tables.ipynb #6aa38d10
+# %% ../nbs/52_tables.ipynb #be6970ae
 COLUMNS = {  # column of the paper -> (result, metric in it, factor to the paper's unit)
     "RefCOCO": ("{run}-refcoco-val", "ciou", 100), "RefCOCO+": ("{run}-refcoco+-val", "ciou", 100), "RefCOCOg": ("{run}-refcocog-val", "ciou", 100),
     **{name: (f"{{run}}-lmms-{c.task}", name, 1) for name, c in BENCHMARKS.items() if name != "MME"}, **{name: (f"{{run}}-lmms-{BENCHMARKS['MME'].task}", name, 1) for name in PARTS["MME"]},
@@ -126,7 +126,8 @@ def origin_note(
 ) -> str:
     "Where the numbers of a row come from."
     run = result["run"]
-    return f"{name}: run {run['name']}, size {result['size']}, seed {result['seed']}, commit {result['commit'][:10]}{' (dirty)' if result['dirty'] else ''}, data {result['data_hash'][:10]}"
+    dirty = lambda state: " (dirty)" if state["dirty"] else ""
+    return f"{name}: run {run['name']}, size {result['size']}, seed {result['seed']}, trained at {run['commit'][:10]}{dirty(run)}, measured at {result['commit'][:10]}{dirty(result)}, data {result['data_hash'][:10]}"
 
 # %% ../nbs/52_tables.ipynb #e3563b38
 RUNS = {  # row of the paper -> run of ours
