@@ -1432,6 +1432,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'perceptio.suite.Curve.on_step_end': ('suite.html#curve.on_step_end', 'perceptio/suite.py'),
                                  'perceptio.suite._one_a_scene': ('suite.html#_one_a_scene', 'perceptio/suite.py'),
                                  'perceptio.suite._row': ('suite.html#_row', 'perceptio/suite.py'),
+                                 'perceptio.suite._rules_of': ('suite.html#_rules_of', 'perceptio/suite.py'),
                                  'perceptio.suite.cases': ('suite.html#cases', 'perceptio/suite.py'),
                                  'perceptio.suite.curve_rows': ('suite.html#curve_rows', 'perceptio/suite.py'),
                                  'perceptio.suite.evaluate_world': ('suite.html#evaluate_world', 'perceptio/suite.py'),

@@ -103,11 +103,11 @@ class DepthStore:
                 report.used += 1
         return report
 
-# %% ../nbs/27c_depth_store.ipynb #03273006
+# %% ../nbs/27c_depth_store.ipynb #1f66029f
 def named_codebook(settings: Settings) -> DepthCodebook:  # frozen
     "The codebook of the settings."
     if not settings.codebook:
-        raise ValueError(f"size {settings.size!r} names no codebook, and depth tokens mean nothing without one: train it with nbs/train_codebook.ipynb and set `codebook` in settings.ini")
+        raise ValueError(f"size {settings.size!r} names no codebook, and depth tokens mean nothing without one: make one (nbs/11b_codebook_training.ipynb) and set `codebook` in settings.ini")
     codebook = DepthCodebook.from_pretrained(project_root() / settings.codebook, size=settings.depth_size)
     wanted = (settings.n_codes, settings.n_depth_tokens)
     if (codebook.n_codes, codebook.n_tokens) != wanted:
@@ -136,7 +136,7 @@ def find_depth(
     local = Path(teacher).is_dir() or on_hub and isinstance(try_to_load_from_cache(teacher, "model.safetensors"), str)
     licence = "" if settings.depth_teacher == "small" else "; mind its licence"
     return {
-        "depth codebook": (settings.codebook if there else "", f"{settings.codebook or 'the setting `codebook`'}: a folder that nbs/train_codebook.ipynb writes, or a VQ-VAE file in AURORA's format"),
+        "depth codebook": (settings.codebook if there else "", f"{settings.codebook or 'the setting `codebook`'}: a folder of DepthCodebook.save_pretrained, or a VQ-VAE file in AURORA's format"),
         "depth teacher": (Path(teacher).name if local else "", f"{teacher}: a folder, or a name on the Hugging Face hub, downloaded when it is needed{licence}"),
     }  # fmt: skip
 

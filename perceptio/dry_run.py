@@ -139,7 +139,7 @@ def schedule_table(
     return pd.Series({"samples": steps * batch, "samples a step": batch, "steps": steps, "tokens at most": steps * batch * s.max_length,
                       "hours": "throughput not given" if hours is None else round(hours, 1)}, dtype=object)  # fmt: skip
 
-# %% ../nbs/29_dry_run.ipynb #e7bf04a2
+# %% ../nbs/29_dry_run.ipynb #2f3b550f
 SHAPES = {"hidden_size": "text_hidden", "num_hidden_layers": "text_layers", "num_attention_heads": "text_heads", "num_key_value_heads": "text_kv_heads", "intermediate_size": "text_mlp"}
 
 
@@ -172,7 +172,7 @@ def requirements(
     if settings.use_seg and settings.sam_checkpoint:
         rows.append(("SAM2", root / settings.sam_checkpoint, "download sam2_hiera_large.pt from the SAM2 repository"))
     if settings.use_depth and settings.codebook:
-        rows.append(("depth codebook", root / settings.codebook, "a VQ-VAE file in AURORA's format with 128 codes, or a folder that nbs/train_codebook.ipynb wrote"))
+        rows.append(("depth codebook", root / settings.codebook, "a VQ-VAE file in AURORA's format with 128 codes, or a folder of DepthCodebook.save_pretrained"))
     if settings.data == "paper":
         ready = {folder.parent.name for folder in rows_dir().glob("*/source.json")}
         rows.append(("prepared rows", rows_dir() if ready else None, "run nbs/prepare_data.ipynb with data_root = the folder of your data sets"))

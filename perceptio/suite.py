@@ -87,7 +87,7 @@ def evaluate_world(
     "All measurements on the built-in world."
     return measured(measurements(predictor, stores, settings, codebook, scenes, markers, quick), progress)
 
-# %% ../nbs/43_suite.ipynb #3c7450b5
+# %% ../nbs/43_suite.ipynb #a74e6803
 def _row(name, result, key, n, baselines, untrained=None, unit="higher is better"):
     low, high = result["intervals"].get(key, (None, None))
     rules = {k: v for k, v in baselines.items() if v is not None}
@@ -95,6 +95,11 @@ def _row(name, result, key, n, baselines, untrained=None, unit="higher is better
     return {"measured": name, "ours": result["metrics"][key], "95 % low": low, "95 % high": high, "n": n,
             "untrained": untrained["metrics"].get(key) if untrained else None,
             "best rule": rules.get(best), "rule": best or "", "unit": unit}  # fmt: skip
+
+
+def _rules_of(baselines, k):
+    "The blind rules for questions with k points."
+    return {"chance": 1 / k} | {name.removesuffix(f"@{k}"): v for name, v in baselines.items() if name.endswith(f"@{k}") and not name.startswith("object_reaching")}
 
 
 def summary(
@@ -116,7 +121,7 @@ def summary(
         elif name == "marked":
             rules = {k: v for k, v in base.items() if "@" not in k and k != "object_reaching_lowest"}
             rows.append(_row("marked points, answer", result, "average", metrics["n"], rules, before))
-            rows += [_row(f"marked points, answer, {k} points", result, f"accuracy@{k}", metrics[f"n@{k}"], {"chance": 1 / k}, before) for k in (3, 4, 5) if f"accuracy@{k}" in metrics and f"n@{k}" in metrics]
+            rows += [_row(f"marked points, answer, {k} points", result, f"accuracy@{k}", metrics[f"n@{k}"], _rules_of(base, k), before) for k in (3, 4, 5) if f"accuracy@{k}" in metrics and f"n@{k}" in metrics]
             for key, what in (("read/average", "marked points, read off the generated depth"), ("ceiling/average", "marked points, read off the true depth tokens")):
                 rows += [_row(what, result, key, metrics["n"], rules, before)] if key in metrics else []
             if "object_reaching_lowest" in base:  # perspective, from exact masks: not a shortcut, but what there is to know
