@@ -602,6 +602,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'perceptio.generation.PerceptioOutput.figure': ( 'generation.html#perceptiooutput.figure',
                                                                                        'perceptio/generation.py'),
                                       'perceptio.generation.Written': ('generation.html#written', 'perceptio/generation.py'),
+                                      'perceptio.generation.all_written': ('generation.html#all_written', 'perceptio/generation.py'),
                                       'perceptio.generation.find_checkpoint': ( 'generation.html#find_checkpoint',
                                                                                 'perceptio/generation.py'),
                                       'perceptio.generation.last_states': ('generation.html#last_states', 'perceptio/generation.py'),
