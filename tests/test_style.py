@@ -11,10 +11,10 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @MODULE
-def test_module_is_at_most_300_lines(path):
+def test_module_is_at_most_450_lines(path):
     "Lines that are neither blank nor a comment of their own."
     lines = [line for line in path.read_text().splitlines() if line.strip() and not line.strip().startswith("#")]
-    assert len(lines) <= 300
+    assert len(lines) <= 450
 
 
 @MODULE
