@@ -38,6 +38,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'perceptio.backbone.build_tokenizer': ('backbone.html#build_tokenizer', 'perceptio/backbone.py'),
                                     'perceptio.backbone.check_image': ('backbone.html#check_image', 'perceptio/backbone.py'),
                                     'perceptio.backbone.code_noise': ('backbone.html#code_noise', 'perceptio/backbone.py'),
+                                    'perceptio.backbone.image_processor': ('backbone.html#image_processor', 'perceptio/backbone.py'),
                                     'perceptio.backbone.image_tiles': ('backbone.html#image_tiles', 'perceptio/backbone.py'),
                                     'perceptio.backbone.image_tokens': ('backbone.html#image_tokens', 'perceptio/backbone.py'),
                                     'perceptio.backbone.init_new_rows': ('backbone.html#init_new_rows', 'perceptio/backbone.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'LORA_TARGETS', 'build_tokenizer', 'image_tokens', 'question_text', 'check_image', 'normalise',
-           'image_tiles', 'backbone_config', 'attention_kind', 'base_dtype', 'build_backbone', 'place_cells',
-           'code_noise', 'init_new_rows', 'add_tokens', 'set_trainable', 'with_lora']
+           'image_processor', 'image_tiles', 'backbone_config', 'attention_kind', 'base_dtype', 'build_backbone',
+           'place_cells', 'code_noise', 'init_new_rows', 'add_tokens', 'set_trainable', 'with_lora']
 
 # %% ../nbs/15_backbone.ipynb #8bd488ac
 import warnings
@@ -86,6 +86,19 @@ def normalise(
     return (pixels.float() / 255 - mean) / std
 
 
+def image_processor(
+    settings: Settings,  # image_size, max_tiles
+):  # -> GotOcr2ImageProcessorPil
+    "transformers' tile cutter of InternVL, with every constant said."
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    return GotOcr2ImageProcessorPil(
+        do_convert_rgb=True, do_resize=True, size={"height": settings.image_size, "width": settings.image_size}, resample=3,  # PIL's bicubic
+        crop_to_patches=settings.max_tiles > 1, min_patches=1, max_patches=settings.max_tiles,
+        do_rescale=True, rescale_factor=1 / 255, do_normalize=True, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD),
+    )  # fmt: skip
+
+
 def image_tiles(
     image: np.ndarray,  # (H, W, 3) uint8
     settings: Settings,
@@ -98,10 +111,7 @@ def image_tiles(
         if image.shape[:2] != (size, size):
             image = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
         return normalise(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])
-    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-
-    processor = GotOcr2ImageProcessorPil(size={"height": size, "width": size}, crop_to_patches=True, max_patches=settings.max_tiles)
-    return torch.as_tensor(processor(Image.fromarray(image), return_tensors="pt")["pixel_values"])
+    return torch.as_tensor(image_processor(settings)(Image.fromarray(image), return_tensors="pt")["pixel_values"])
 
 # %% ../nbs/15_backbone.ipynb #ca1978df
 def backbone_config(

@@ -10,7 +10,7 @@ __all__ = ['PROBES', 'NAMED', 'CHAT', 'bpe_merges', 'sentencepiece_core', 'check
 import json
 from pathlib import Path
 
-from .backbone import image_tokens
+from .backbone import image_processor, image_tokens
 from .checkpoints import convert_weights, new_folder, read_config, shard_files
 from .published import published_config
 from .record import hash_file, write_atomically
@@ -138,12 +138,10 @@ def save_processor(
     target: str | Path,
 ) -> None:
     "Write the processor of transformers that belongs to the tokenizer."
-    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-
     target, size = Path(target), dict(height=settings.image_size, width=settings.image_size)
     tokenizer.chat_template = ("{{ bos_token }}" if tokenizer.bos_token else "") + CHAT
     tokenizer.save_pretrained(target)
-    GotOcr2ImageProcessorPil(size=size, crop_to_patches=True, max_patches=settings.max_tiles).save_pretrained(target)
+    image_processor(settings).save_pretrained(target)
     files = dict(processor_config=dict(processor_class="InternVLProcessor", image_seq_length=image_tokens(settings)),
                  video_preprocessor_config=dict(video_processor_type="InternVLVideoProcessor", size=size))  # fmt: skip
     for name, content in files.items():
