@@ -139,10 +139,10 @@ def nearest(
     planes: np.ndarray,  # (k, H, W)
     side: int,  # 0 = as they are
 ) -> np.ndarray:  # (k, side, side)
-    "The pixel nearest to the centre of each new one: torch's nearest-exact, without its float32 copy of every mask."
+    "The upper left of the pixels that each new one covers, as in Sa2VA: torch's nearest, without its float32 copy of every mask."
     if not side:
         return planes
-    rows, columns = (((np.arange(side) + 0.5) * (n / side)).astype(int) for n in planes.shape[1:])
+    rows, columns = (np.arange(side) * n // side for n in planes.shape[1:])
     return planes[:, rows[:, None], columns]
 
 # %% ../nbs/15b_samples.ipynb #a64cf54d
