@@ -32,6 +32,7 @@ class Turn:
     answer: str  # text only; perception tokens are put in front of it, or, with "inline", where it says [SEG] and <depth>
     perceive: str = "none"  # a key of tokens.PERCEIVE, or "inline"
     mask: np.ndarray | None = None  # (H, W) bool, for "seg" and "both"; (k, H, W) for an answer with k [SEG]
+    template: bool = True  # the template says what is perceived; False = the words of the question do, as under perceive="auto"
 
 
 @dataclass
@@ -115,7 +116,7 @@ def encode_sample(
     ids, labels, shown = [], [], sample.codes if sample.shown is None else sample.shown
     for k, turn in enumerate(sample.turns):
         perceive = wants(turn.perceive, settings)
-        asked = prompt_ids(turn.question, perceive, tiles * image_tokens(settings) if k == 0 else 0, tokenizer, vocab, first=k == 0)
+        asked = prompt_ids(turn.question, perceive if turn.template else "inline", tiles * image_tokens(settings) if k == 0 else 0, tokenizer, vocab, first=k == 0)
         said, read = (answer_ids(turn, perceive, codes, tokenizer, vocab, settings) for codes in (sample.codes, shown))
         ids += asked + read
         labels += [-100] * len(asked) + said

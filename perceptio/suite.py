@@ -27,6 +27,7 @@ from .record import read_metrics, read_result, read_run
 from .samples import Sample, Turn
 from .settings import Settings
 from .text_evaluation import evaluate_sentences, evaluate_vqa, vqa_queries
+from .wording_evaluation import evaluate_wordings, wordings
 
 # %% ../nbs/43_suite.ipynb #88a6989c
 def _one_a_scene(store, scenes):
@@ -41,7 +42,7 @@ def measurements(
     codebook=None,  # DepthCodebook, None = the model writes no depth
     scenes: int | None = None,  # scenes per split, None = all
     markers: int = 200,  # questions for each of 3, 4, 5 points
-    quick: bool = False,  # only val, without the replacement test
+    quick: bool = False,  # only val, without the replacement test and the wordings
 ) -> dict[str, Callable[[], dict]]:  # part -> what measures it
     "What is measured on the built-in world, in order; nothing runs yet."
     val, plan = stores["val"], {}
@@ -57,6 +58,9 @@ def measurements(
         plan["depth"] = lambda: evaluate_depth(predictor, val, codebook, ASK["depth"], scenes=scenes)
         if not quick:
             plan["replacement"] = lambda: token_replacement_test(predictor, items(), codebook, np.random.default_rng(0))
+    kinds = tuple(k for k, on in (("mask", settings.use_seg), ("both", settings.use_seg and codebook), ("depth", codebook)) if on)
+    if kinds and not quick:
+        plan["auto"] = lambda: evaluate_wordings(predictor, val, wordings(val, items(), kinds, min(scenes or 40, 40)))
     return plan
 
 
@@ -83,7 +87,7 @@ def evaluate_world(
     markers: int = 200,  # questions for each of 3, 4, 5 points
     progress=None,  # called as progress(name)
     quick: bool = False,  # only val, without the replacement test
-) -> dict[str, dict]:  # "res/val", "sentences", "marked", "replacement", "depth", "vqa" -> metrics, intervals, baselines, records, seconds
+) -> dict[str, dict]:  # "res/val", "sentences", "marked", "replacement", "depth", "vqa", "auto" -> metrics, intervals, baselines, records, seconds
     "All measurements on the built-in world."
     return measured(measurements(predictor, stores, settings, codebook, scenes, markers, quick), progress)
 
@@ -134,10 +138,14 @@ def summary(
             for kind in sorted(k.removeprefix("accuracy/") for k in metrics if k.startswith("accuracy/")):
                 rows.append(_row(f"vqa, {kind}", result, f"accuracy/{kind}", metrics[f"n/{kind}"], {"majority": metrics[f"majority/{kind}"] if f"majority/{kind}" in metrics else base[f"majority/{kind}"]}, before))
             rows.append(_row("vqa, mean of the kinds", result, "macro", metrics["n"], {"majority": metrics["macro_majority"]}, before))
+        elif name == "auto":
+            for kind in [k.removeprefix("given/") for k in metrics if k.startswith("given/")]:
+                rows.append(_row(f"asked in words without the template: {kind}, given", result, f"given/{kind}", metrics[f"n/{kind}"], {}, before))
+            rows.append(_row("plain questions without the template, something perceived", result, "false/plain", metrics["n/plain"], {}, before, "lower is better"))
     return pd.DataFrame(rows)
 
 # %% ../nbs/43_suite.ipynb #f194cbe8
-PARTS = ("res/val", "res/testA", "res/testB", "sentences", "marked", "depth", "vqa", "replacement")
+PARTS = ("res/val", "res/testA", "res/testB", "sentences", "marked", "depth", "vqa", "replacement", "auto")
 EARLIER = {"marked": "hardblink"}  # what older results call a part; the built-in world's marked points are no HardBLINK
 
 
