@@ -41,13 +41,16 @@ class Sample:
 
     key: str  # names the sample in errors and reports
     kind: str  # the source, e.g. "joint", "hardblink"
-    image: np.ndarray | None  # (H, W, 3) uint8; None = text only
+    image: np.ndarray | None  # (H, W, 3) uint8, or anything that `check_image` makes that of; None = text only
     turns: list[Turn]
     disparity: np.ndarray | None = None  # (H, W) float32 in [0, 1], larger = nearer
     codes: np.ndarray | None = None  # (n,) depth tokens of `disparity`: the labels
     shown: np.ndarray | None = None  # (n,) what the model reads in their place; None = the same
     scene: int = -1  # row of the feature cache, -1 = none
     meta: dict = field(default_factory=dict)  # what evaluation needs and training does not
+
+    def __post_init__(self):
+        self.image = None if self.image is None else check_image(self.image)  # upright, whichever door it came through
 
 
 def wants(
@@ -165,8 +168,8 @@ class Collator:
     def encode(self, sample: Sample):  # -> (sample, its tiles, (input_ids, labels))
         "One sample, or an empty one in its place."
         if sample.image is not None and self.settings.max_tiles == 1 and self.settings.image_size == self.settings.sam_image_size:
-            sample = replace(sample, image=squash(check_image(sample.image), self.settings.image_size))  # one resize serves both
-        tiles = () if sample.image is None else image_tiles(check_image(sample.image), self.settings)
+            sample = replace(sample, image=squash(sample.image, self.settings.image_size))  # one resize serves both
+        tiles = () if sample.image is None else image_tiles(sample.image, self.settings)
         try:
             return sample, tiles, encode_sample(sample, self.tokenizer, self.vocab, self.settings, len(tiles))
         except BadSample as error:
