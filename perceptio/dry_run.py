@@ -16,12 +16,12 @@ import pandas as pd
 import psutil
 import torch
 
-from .backbone import base_dtype, build_backbone, build_tokenizer, image_tokens, set_trainable
+from .backbone import attention_kind, base_dtype, build_backbone, build_tokenizer, image_tokens, set_trainable
 from .checkpoints import language_folder, shard_files, tensor_shapes
 from .codebook import DepthCodebook
 from .depth_store import find_depth
 from .model import TEST_WORDS, PerceptioModel
-from .new_rows import CHUNK
+from .new_rows import CHUNK, check_linear
 from .prepare import check_data, rows_dir
 from .segmentation import build_mask_head
 from .settings import Settings, project_root
@@ -169,6 +169,11 @@ def requirements(
             rows.append(("language model", None, str(error)))
     if settings.parallel == "zero2" and importlib.util.find_spec("deepspeed") is None:
         rows.append(("package deepspeed", None, "parallel = zero2 needs it: pip install deepspeed, or set parallel = ddp"))
+    for what, check in (("attention", lambda: attention_kind(settings)), ("cross-entropy", check_linear if settings.linear_cross_entropy else lambda: None)):
+        try:
+            check()
+        except ValueError as error:
+            rows.append((what, None, str(error)))
     if settings.use_seg and settings.sam_checkpoint:
         rows.append(("SAM2", root / settings.sam_checkpoint, "download sam2_hiera_large.pt from the SAM2 repository"))
     if settings.use_depth and settings.codebook:

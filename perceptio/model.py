@@ -19,7 +19,7 @@ from .backbone import add_tokens, attention_kind, base_dtype, build_backbone, bu
 from .checkpoints import language_folder
 from .codebook import DepthCodebook
 from .losses import count_loss, mask_loss, span_losses
-from .new_rows import CHUNK, head_rows, token_costs
+from .new_rows import CHUNK, head_rows, linear_costs, token_costs
 from .segmentation import MaskHead, build_mask_head, prompt_tokens, upsample
 from .settings import Settings
 from .soft_merge import code_positions, soft_tokens
@@ -30,11 +30,13 @@ def supervised_costs(
     hidden: torch.Tensor,  # (B, T, H) last-layer states
     labels: torch.Tensor,  # (B, T), -100 = not supervised
     head: nn.Module,  # hidden -> logits
+    linear: bool = False,  # by torch's linear_cross_entropy
 ) -> torch.Tensor:  # (B, T) float32: ce[b, t] = -log p(y_t | y_<t)
     "Cross-entropy of every supervised token; no (B, T, V) tensor is made."
     here = labels[:, 1:] != -100
     costs = torch.zeros(labels.shape, device=hidden.device)
-    costs[:, 1:][here] = token_costs(hidden[:, :-1][here], labels[:, 1:][here], head)
+    ways = linear_costs if linear else token_costs
+    costs[:, 1:][here] = ways(hidden[:, :-1][here], labels[:, 1:][here], head)
     return costs
 
 # %% ../nbs/16_model.ipynb #5bbd74cf
@@ -197,7 +199,7 @@ class PerceptioModel(nn.Module):
             return self.inner.model(input_ids=input_ids, pixel_values=pixel_values, attention_mask=mask, use_cache=False).last_hidden_state
 
     def causal_mask(self, length: int) -> torch.Tensor | None:  # (1, 1, T, T)
-        "For plain attention, in the type of autocast: the default float32 mask makes it a tenth slower. Fused attention has its own."
+        "For plain attention, in the type of autocast: the default float32 mask makes it a tenth slower. Every other kernel (sdpa, flash, flex) is causal by itself when it gets no mask."
         if self.inner.config._attn_implementation != "eager":
             return None
         device = self.device.type
@@ -220,7 +222,7 @@ class PerceptioModel(nn.Module):
         shares = step_shares(step_counts(dict(labels=labels, masks=masks), self.vocab), whole)
         hidden = self.hidden_states(input_ids, pixel_values)
         with self.arithmetic():
-            costs = supervised_costs(hidden, labels, self.inner.lm_head)
+            costs = supervised_costs(hidden, labels, self.inner.lm_head, self.settings.linear_cross_entropy)
         terms = language_loss(costs, labels, self.vocab, self.settings.lm_mean, shares)
         if self.settings.use_depth:
             terms |= {name: term * shares["sample"] for name, term in self.depth_terms(hidden, labels, costs, depth).items()}

@@ -6,11 +6,12 @@
 __all__ = ['CHOICES', 'MAY_BE_ZERO', 'ABLATIONS', 'BOOLEANS', 'RunSettings', 'BackboneSettings', 'CodebookSettings',
            'SegmentationSettings', 'TrainableSettings', 'LossSettings', 'OptimSettings', 'DataSettings', 'must_divide',
            'check_settings', 'settings_file', 'read_settings_file', 'sizes', 'check_size', 'parse_setting', 'Settings',
-           'settings_table', 'notebook_size', 'check_parameters', 'data_dir', 'in_test', 'nearest', 'project_root',
-           'run_dir', 'scratch_dir']
+           'settings_table', 'parse_overrides', 'notebook_size', 'check_parameters', 'data_dir', 'in_test', 'nearest',
+           'project_root', 'run_dir', 'scratch_dir']
 
 # %% ../nbs/00_settings.ipynb #d527979a
 import configparser
+import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -142,6 +143,8 @@ class OptimSettings:
     workers: int  # processes per device that read samples; 0 = the training process itself
     max_length: int  # tokens of one sample
     precision: str  # bf16 | fp32
+    attention: str  # transformers' name of the attention kernel; auto = plain for narrow heads, else torch's fused one
+    linear_cross_entropy: bool  # torch's own cross-entropy of the output layer instead of ours; the same values
     gradient_checkpointing: bool  # keep the inputs of the blocks only and compute the rest again in the backward pass
 
 
@@ -177,6 +180,7 @@ CHOICES = dict(
     lm_mean=("token", "group"),
     seg_state=("at", "previous"),
     precision=("bf16", "fp32"),
+    attention=("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"),
     data=("scenes", "paper"),
 )
 MAY_BE_ZERO = ("seed", "vocab_size", "mask_points", "mask_size", "save_steps", "workers", "max_steps", "n_train", "n_val", "n_test")
@@ -204,6 +208,8 @@ def check_settings(
             raise ValueError(f"{name} = {getattr(s, name)} is out of range: it must lie in [0, 1)")
     if s.keep_checkpoints < 2:
         raise ValueError(f"keep_checkpoints = {s.keep_checkpoints}: keep 2 or more, or a kill while one is written leaves none")
+    if s.attention.startswith("flash") and s.precision != "bf16":
+        raise ValueError(f"attention = {s.attention} computes in half precision only: set precision = bf16, or attention = sdpa")
     if s.code_corruption > 1:
         raise ValueError(f"code_corruption = {s.code_corruption} is out of range: it is a share, in [0, 1]")
     for whole, part in (("vision_hidden", "vision_heads"), ("text_hidden", "text_heads"), ("text_heads", "text_kv_heads"), ("image_size", "patch_size")):
@@ -272,12 +278,14 @@ def parse_setting(
     name: str,  # for the message
     text: str,  # as it stands in the file
     kind: type,  # int | float | bool | str
+    where: str = "settings.ini",  # for the message
 ) -> int | float | bool | str:
     "The value a text stands for, by the type the setting was declared with."
     try:
         return BOOLEANS[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
-        raise ValueError(f"{name} = {text!r} in settings.ini is not of type {kind.__name__}") from None
+        raise ValueError(f"{name} = {text!r} in {where} is not of type {kind.__name__}") from None
+
 
 # %% ../nbs/00_settings.ipynb #6deff7bf
 @dataclass(frozen=True, kw_only=True)
@@ -349,6 +357,26 @@ def settings_table(
     rows = [[f"`{f.name}`", *(str(getattr(s, f.name)) for s in columns)] for f in fields(Settings)]
     rule = ["---"] * (1 + len(columns))
     return "\n".join("| " + " | ".join(row) + " |" for row in [["setting", *heads], rule, *rows])
+
+# %% ../nbs/00_settings.ipynb #5f0e9b1c
+def parse_overrides(
+    text: str,  # name=value, separated by blanks; a value with blanks stands in quotes
+) -> dict[str, int | float | bool | str]:  # for `Settings.load`
+    "The settings that a notebook's parameter `settings` names, each of its own type."
+    kinds, found = {f.name: f.type for f in fields(Settings)}, {}
+    for part in shlex.split(text):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"settings = {text!r}: {part!r} is not of the form name=value; write \"batch_size=1 grad_accum=4\", without blanks around =")
+        if name in ("size", "ablation"):
+            raise ValueError(f"settings = {text!r}: {name} is a parameter of its own; give it as -p {name} {value}")
+        if name not in kinds:
+            raise ValueError(f"settings = {text!r}: {name!r} is not a setting{nearest(name, kinds)}")
+        if name in found:
+            raise ValueError(f"settings = {text!r} gives {name} twice: give it once")
+        found[name] = parse_setting(name, value, kinds[name], "the parameter settings")
+    return found
+
 
 # %% ../nbs/00_settings.ipynb #8733eba6
 def notebook_size(
