@@ -53,7 +53,7 @@ def identity(
         twice = next(k for k in keys if k in seen or seen.add(k))
         raise ValueError(f"key {twice!r} stands in the list twice: a key names one image")
     of_keys = hashlib.sha256(json.dumps(list(keys)).encode()).hexdigest()
-    of_codebook = fingerprint(codebook.state_dict(), config=codebook.config)
+    of_codebook = fingerprint(codebook.state_dict(), config=codebook.rule)
     return dict(teacher=teacher_hash(teacher), codebook=of_codebook, keys=of_keys, N=len(keys), n=codebook.n_tokens)
 
 

@@ -84,7 +84,7 @@ class DepthStore:
 
     def check(self, codebook: DepthCodebook, name: str) -> None:
         "Refuse tokens that were not made with this codebook."
-        used = fingerprint(codebook.state_dict(), config=codebook.config)
+        used = fingerprint(codebook.state_dict(), config=codebook.rule)
         if any(cache.meta["codebook"] != used for cache in self.caches):
             raise ValueError(f"the depth tokens of {name!r} were made with another codebook than the one in use: they would mean something else. Run nbs/prepare_data.ipynb again, or name the other codebook in settings.ini")
 
@@ -108,7 +108,7 @@ def named_codebook(settings: Settings) -> DepthCodebook:  # frozen
     "The codebook of the settings."
     if not settings.codebook:
         raise ValueError(f"size {settings.size!r} names no codebook, and depth tokens mean nothing without one: make one (nbs/11b_codebook_training.ipynb) and set `codebook` in settings.ini")
-    codebook = DepthCodebook.from_pretrained(project_root() / settings.codebook, size=settings.depth_size)
+    codebook = DepthCodebook.from_pretrained(project_root() / settings.codebook, settings.depth_size, settings.codebook_unit)
     wanted = (settings.n_codes, settings.n_depth_tokens)
     if (codebook.n_codes, codebook.n_tokens) != wanted:
         raise ValueError(f"{settings.codebook} has {codebook.n_codes} codes and writes {codebook.n_tokens} a map; size {settings.size!r} has n_codes, n_depth_tokens = {wanted}: name another codebook")

@@ -182,7 +182,7 @@ def same_codebook(home: Path, codebook: DepthCodebook) -> None:
     files = [f for f in (home / "codebook", *sorted(home.glob("*.pt")), *sorted(home.glob("*.pth"))) if f.exists()]
     if len(files) != 1:
         raise ValueError(f"{len(files)} codebooks in {home.name}/ (codebook/, *.pt, *.pth), where the one that its depth tokens were made with belongs: another would read other shapes from the same numbers")
-    sign = lambda c: fingerprint(c.state_dict(), config=c.config)
+    sign = lambda c: fingerprint(c.state_dict(), config=c.rule)
     theirs, ours = sign(DepthCodebook.from_pretrained(files[0], size=codebook.size)), sign(codebook)
     if theirs != ours:
         raise ValueError(f"the depth tokens in {home.name}/ were made with {files[0].name} ({theirs[:12]}), and the codebook in use is another ({ours[:12]}): name {home.name}/{files[0].name} as `codebook` in settings.ini to train on these rows")

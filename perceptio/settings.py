@@ -70,6 +70,7 @@ class CodebookSettings:
     depth_size: int  # pixels, side of the depth map the codebook sees
     code_dim: int  # D, width of one code
     codebook: str  # a trained one: a folder or file, relative to the checkout; "" = trained by the run
+    codebook_unit: str  # "" = refuse a file that looks like metres | inverse: it was trained on inverse depth all the same
     codebook_preset: str  # aurora (the published architecture) | compact (fast on a CPU)
     codebook_steps: int  # optimiser steps of its training
     depth_teacher: str  # gives photographs their depth: small | base | large, a name on the hub, or a folder relative to the checkout; built-in scenes need none
@@ -170,6 +171,7 @@ class DataSettings:
 # %% ../nbs/00_settings.ipynb #e212273c
 CHOICES = dict(
     text_model=("qwen2", "llama"),
+    codebook_unit=("", "inverse"),
     codebook_preset=("aurora", "compact"),
     train_llm=("lora", "full"),
     new_embeddings=("new_rows", "full"),

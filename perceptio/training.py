@@ -36,7 +36,7 @@ def run_codebook(
     if not settings.use_depth:
         return None
     if settings.codebook:
-        return DepthCodebook.from_pretrained(project_root() / settings.codebook, size=settings.depth_size)
+        return DepthCodebook.from_pretrained(project_root() / settings.codebook, settings.depth_size, settings.codebook_unit)
     return ensure_codebook(settings, store, run_dir(name) / "codebook")
 
 
