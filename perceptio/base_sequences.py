@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .backbone import image_tokens, normalise, question_text
+from .backbone import image_tokens, normalise
 from .base_tasks import GRID, LETTERS, Turn, marker_turns, random_markers, scene_turns
+from .chat import STOP, question_text
 from .hardblink import draw_markers
 from .pretrain_vision import cell_owners, marker_cells
 from .record import write_atomically
@@ -33,7 +34,7 @@ def encode_turns(
     budget: int = 10**9,  # stop before the sequence gets longer than this; the first turn always fits
 ) -> tuple[list[int], list[int], list[int]]:  # input_ids, labels (-100 outside the answers), turn (-1 outside what predicts an answer)
     "A conversation about one image; the loss is on the answers and their end token."
-    texts = [t for k, (q, a) in enumerate(turns) for t in (question_text(q, 0 if k else n_image_tokens), a + "<|im_end|>")]
+    texts = [t for k, (q, a) in enumerate(turns) for t in (question_text(q, 0 if k else n_image_tokens, first=k == 0), a + STOP)]
     pieces = tokenizer(texts).input_ids
     ids, labels, turn = [], [], []
     for k, (asked, said) in enumerate(zip(pieces[::2], pieces[1::2], strict=True)):

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache
 
 from .backbone import check_image, image_tiles, image_tokens
+from .chat import check_room, stop_id
 from .codebook import DepthCodebook
 from .new_rows import head_rows
 from .samples import Sample, Turn, perception_prefix, prompt_ids, wants
@@ -79,7 +80,7 @@ def write(
     with last_states(model.inner) as states, model.arithmetic():
         out = model.backbone.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), pixel_values=pixel_values.to(model.device),
-            max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop_id(tokenizer), pad_token_id=tokenizer.pad_token_id,
             logits_processor=[grammar] if grammar else [], suppress_tokens=list(banned) or None,
         )  # fmt: skip
     return all_written(model, tokenizer, out, states, ids.shape[1] - given)
@@ -94,7 +95,7 @@ def all_written(model, tokenizer, out, states, start) -> list[Written]:
 
 def written(ids, states, tokenizer, vocab) -> Written:
     "Cut one row at its end token and find its [SEG] state; `states` begins with the one that belongs to the first id."
-    stop = (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    stop = (stop_id(tokenizer), tokenizer.pad_token_id)
     length = next((k for k, i in enumerate(ids) if i in stop), len(ids))
     ids = ids[:length]
     at = ids.index(vocab.seg_id) if vocab.seg_id in ids else None
@@ -122,7 +123,7 @@ def write_fast(
             ids, mask = write_codes(model, ids, mask, pixel_values, cache)
             more = dict(past_key_values=cache)
         out = model.backbone.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id,
+            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop_id(tokenizer),
             pad_token_id=tokenizer.pad_token_id, suppress_tokens=list(vocab.ids), logits_processor=[processor] if processor else [], **more,
         )  # fmt: skip
     return all_written(model, tokenizer, out, states, start)
@@ -278,12 +279,14 @@ class Perceptio:
             return []
         perceive = perceive if perceive == "auto" else wants(perceive, self.settings)
         tiles = [image_tiles(s.image, self.settings) for s in samples]
-        prompts = [prompt_ids(s.turns[0].question, perceive, len(t) * image_tokens(self.settings), self.tokenizer, self.vocab) for s, t in zip(samples, tiles)]
+        prompts = [prompt_ids(s.turns[0].question, perceive, len(t) * image_tokens(self.settings), self.tokenizer, self.settings) for s, t in zip(samples, tiles)]
+        room = 0 if perceive == "none" else self.vocab.n_tokens + 3  # [SEG], two markers, n codes
+        for sample, prompt in zip(samples, prompts):
+            check_room(len(prompt), room + max_new_tokens, self.model.inner.config.text_config.max_position_embeddings, f"question {sample.key!r}")
         prefixes = [perception_prefix(perceive, c, self.vocab) for c in codes] if codes is not None and perceive in ("depth", "both") else None
         if guided and perceive not in ("auto", "none") and prefixes is None:
             rows = write_fast(self.model, self.tokenizer, prompts, torch.cat(tiles), perceive, max_new_tokens)
         else:
-            room = 0 if perceive == "none" else self.vocab.n_tokens + 3  # [SEG], two markers, n codes
             banned = self.vocab.ids if perceive == "none" else ()
             rows = write(self.model, self.tokenizer, prompts, torch.cat(tiles), prefixes, None, max_new_tokens + room, banned)
         parsed = [parse_output(row.ids, self.vocab) for row in rows]

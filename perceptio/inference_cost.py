@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .backbone import image_tiles, image_tokens
+from .chat import stop_id
 from .generation import Perceptio, write, write_fast
 from .samples import Sample, Turn, prompt_ids, wants
 from .tokens import PerceptionGrammar, parse_output
@@ -73,7 +74,7 @@ class Steady:
 
     def __init__(self, tokenizer, vocab, perceive: str, how: str):
         self.grammar = PerceptionGrammar(vocab, perceive) if how == "guided" and perceive != "none" else None
-        self.banned = [tokenizer.eos_token_id, tokenizer.pad_token_id, *(vocab.ids if perceive == "none" else ())]
+        self.banned = [stop_id(tokenizer), tokenizer.pad_token_id, *(vocab.ids if perceive == "none" else ())]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         "Scores (B, V) with the forbidden tokens at minus infinity."
@@ -86,7 +87,7 @@ def asked(predictor: Perceptio, sample: Sample, way: str) -> tuple:  # prompt id
     "What goes into `generation.write` for one way of answering."
     perceive, how, _ = WAYS[way]
     perceive, vocab, tiles = wants(perceive, predictor.settings), predictor.vocab, image_tiles(sample.image, predictor.settings)
-    prompt = prompt_ids(sample.turns[0].question, perceive, len(tiles) * image_tokens(predictor.settings), predictor.tokenizer, vocab)
+    prompt = prompt_ids(sample.turns[0].question, perceive, len(tiles) * image_tokens(predictor.settings), predictor.tokenizer, predictor.settings)
     extra = {"none": 0, "seg": 1, "depth": vocab.n_tokens + 2, "both": vocab.n_tokens + 3}[perceive]
     return prompt, tiles, Steady(predictor.tokenizer, vocab, perceive, how), extra
 

@@ -44,6 +44,7 @@ class BackboneSettings:
     "InternVL: image encoder, projector, language model (section 3.1)."
 
     base: str  # checkpoint to start from: a folder (relative to the checkout) or a hub name; "" = random weights
+    system_message: str  # what the system block in front of every conversation says; "" = no such block
     vision_hidden: int  # width of the image encoder
     vision_layers: int  # its blocks
     vision_heads: int  # its attention heads
