@@ -1,4 +1,5 @@
 # make train    install, then train and show the tiny model            (minutes)
+# make check-1B install, then the whole way at the real shapes of 1B with random weights, on the CPU: is there memory, is the way open (minutes)
 # make test     install, then run every notebook at smoke size, then pytest
 # make install  everything above needs, in .venv; does nothing when it is there already
 # make clean    remove the environment, caches and test leftovers; runs/ and data/ stay
@@ -8,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 SIZE ?= tiny
 
-.PHONY: install train test clean
+.PHONY: install train check-1B test clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -26,6 +27,11 @@ $(STAMP): pyproject.toml constraints.txt
 train: install
 	mkdir -p runs/$(SIZE)
 	$(BIN)/papermill nbs/train.ipynb runs/$(SIZE)/train.ipynb -p size $(SIZE)
+
+check-1B: export HF_HUB_OFFLINE = 1
+check-1B: install
+	mkdir -p runs
+	$(BIN)/papermill nbs/check_1B.ipynb runs/check-1B.ipynb -p size 1B
 
 # Tests take nothing from a network, use no GPU, draw on no screen and use one thread per process: nbdev_test runs one process per core.
 test: export HF_HUB_OFFLINE = 1

@@ -87,12 +87,15 @@ ADDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG
 
 def write_tokenizer(
     folder: str | Path,
+    rows: int = 0,  # tokens in all, the rest filled up with words that no text contains; 0 = no more than needed
 ) -> int:  # number of tokens
     "vocab.json, merges.txt and tokenizer_config.json of a byte-level vocabulary with three joins."
     folder, printable = Path(folder), [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(b) for b in printable] + [chr(256 + k) for k in range(256 - len(printable))]  # GPT-2's alphabet of bytes
     merges = [("Ġ", "p"), ("o", "i"), ("n", "t")]
-    vocab = {token: i for i, token in enumerate([*letters, *(a + b for a, b in merges)])}
+    words = [*letters, *(a + b for a, b in merges)]
+    words += [f"<fill_{k}>" for k in range(rows - len(words) - len(ADDED))]
+    vocab = {token: i for i, token in enumerate(words)}
     added = {str(len(vocab) + k): dict(content=token, special=True) for k, token in enumerate(ADDED)}
     (folder / "vocab.json").write_text(json.dumps(vocab))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
@@ -105,10 +108,12 @@ SMALL = dict(vision_hidden=32, vision_layers=2, vision_heads=4, vision_mlp=64, i
 
 def random_checkpoint(
     folder: str | Path,
+    settings: Settings | None = None,  # whose shapes and number of tokens, in bfloat16; None = small ones, in float32
 ) -> tuple[Settings, Path]:  # its shapes, the folder
-    "A complete small checkpoint in the published format, Qwen2 kind."
+    "A complete checkpoint in the published format with random weights; its tokenizer is of Qwen2's kind."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    settings = Settings.load("4B", **SMALL, vocab_size=write_tokenizer(folder))
-    write_random(folder, published_config(settings))
+    rows, dtype = write_tokenizer(folder, settings.vocab_size if settings else 0), torch.bfloat16 if settings else torch.float32
+    settings = settings or Settings.load("4B", **SMALL, vocab_size=rows)
+    write_random(folder, published_config(settings), dtype=dtype)
     return settings, folder
