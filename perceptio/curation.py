@@ -295,7 +295,7 @@ def _name(row, path):
 def read_sentences(path: str | Path) -> dict:  # key, or (image, annotation id) -> sentence
     "The attribute sentences of a user's file."
     found, lines = {}, {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1):
         if line.strip():
             name, sentence = _sentence(line, f"{path}, line {number}")
             if name in found:

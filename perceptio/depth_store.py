@@ -94,7 +94,7 @@ class DepthStore:
         names: Sequence[str],  # images that should have tokens
     ) -> Report:
         "What was found, used and skipped; the unit is the image."
-        report = Report(f"{source}, depth tokens of images")
+        report = Report(f"{source}, depth tokens of images", unit="images")
         report.found = len(names)
         for name in names:
             if reason := self.why_not(name):

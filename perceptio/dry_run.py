@@ -22,7 +22,7 @@ from .codebook import DepthCodebook
 from .depth_store import find_depth
 from .model import TEST_WORDS, PerceptioModel
 from .new_rows import CHUNK, check_linear
-from .prepare import check_data, rows_dir
+from .prepare import check_data, prepared_folders, rows_dir
 from .segmentation import build_mask_head
 from .settings import Settings, project_root
 from .tokens import PerceptionVocab
@@ -179,7 +179,7 @@ def requirements(
     if settings.use_depth and settings.codebook:
         rows.append(("depth codebook", root / settings.codebook, "a VQ-VAE file in AURORA's format with 128 codes, or a folder of DepthCodebook.save_pretrained"))
     if settings.data == "paper":
-        ready = {folder.parent.name for folder in rows_dir().glob("*/source.json")}
+        ready = {folder.name for folder in prepared_folders(rows_dir())}
         rows.append(("prepared rows", rows_dir() if ready else None, "run nbs/prepare_data.ipynb with data_root = the folder of your data sets"))
         for part in check_data(root / "data").query("`for` != 'benchmark'").to_dict("records"):
             found = rows_dir() / part["download"] if part["download"] in ready else root / "data" if part["found"] else None

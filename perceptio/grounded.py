@@ -10,12 +10,13 @@ __all__ = ['GCG_EXPECTED', 'GCG_FILES', 'GCG_QUESTIONS', 'SMALLEST', 'find_gcg',
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from .instruct import ImageFolders, check_text, json_items
-from .rows import BadSample, Report, decode_mask
+from .instruct import ImageFolders, check_text, json_entries, json_items
+from .rows import BadSample, Report, mend_mask
 
 # %% ../nbs/23b_grounded.ipynb #76ca1d93
 GCG_EXPECTED = 214_000  # the paper's number, rounded as there
@@ -97,6 +98,7 @@ def ground(
     phrases: list[tuple],  # (text, [start, end] or None, mask) in any order; a mask as `rows.run_lengths` takes it
     size: list[int],  # height, width in pixels
     drop: Callable[[str, str], None],  # told the text and the reason
+    note: Callable[[str, str], None],  # told the text and what was changed in its mask
 ) -> tuple[str, list[list]]:  # answer with k [SEG], k masks in its order
     "Tie the masks to the caption; raises BadSample."
     text, masks, names = clean_caption(caption), defaultdict(list), defaultdict(list)
@@ -106,11 +108,14 @@ def ground(
     if re.search(r"</?p>|<depth>", text):
         raise BadSample("the caption has tags of its own")
     for phrase, place, mask in phrases:
+        if reason := _odd(phrase, place):
+            drop(str(phrase), reason)
+            continue
         if not (span := locate(caption, phrase, place)):
             drop(phrase, "the caption does not say it there")
             continue
         try:
-            decode_mask(mask, *size)
+            mask = mend_mask(mask, *size, partial(note, phrase))
         except BadSample as error:
             drop(phrase, short_reason(error))
             continue
@@ -123,6 +128,14 @@ def ground(
         for phrase in names[span]:
             drop(phrase, "overlaps a longer phrase")
     return interleave(text, spans), [masks[s] for s in spans]
+
+
+def _odd(phrase, place):
+    "What is wrong with the types of a phrase."
+    if not isinstance(phrase, str):
+        return "the phrase is not text"
+    whole = place is None or isinstance(place, list) and len(place) == 2 and all(type(p) is int for p in place)
+    return "" if whole else "its place is not two whole numbers"
 
 # %% ../nbs/23b_grounded.ipynb #ade16f6f
 def _refcocog(entry):
@@ -167,7 +180,7 @@ def _joined(path):
 
 
 def _entries(name, path):
-    return _joined(path) if name == "flickr" else (entry for _, entry in json_items(path))
+    return _joined(path) if name == "flickr" else json_entries(path)
 
 
 def parse_entry(
@@ -175,11 +188,21 @@ def parse_entry(
     entry,  # one element of its file
 ) -> tuple:  # image name, caption, [height, width] or None, phrases as `ground` takes them
     "What an entry says; raises BadSample when it has another form."
+    if isinstance(entry, BadSample):
+        raise entry
     form = {"refcocog": _refcocog, "flickr": _flickr}.get(name, _groundings)
     try:
-        return form(entry)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        image, caption, size, phrases = form(entry)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise BadSample("the entry has not the form of its file") from error
+    return image, caption, size and _whole_size(size), phrases
+
+
+def _whole_size(size):
+    "Height and width as whole numbers; 480.0 is one, a text is none."
+    if not isinstance(size, list) or len(size) != 2 or any(type(n) not in (int, float) or not n % 1 == 0 or n < 1 for n in size):
+        raise BadSample("the size of the image is not two whole numbers")
+    return [int(n) for n in size]
 
 # %% ../nbs/23b_grounded.ipynb #0e0b0b13
 def find_in(
@@ -231,11 +254,13 @@ def gcg_row(
     size = size or header_size(folders.root / image)
     if min(size) < SMALLEST:
         raise BadSample(f"the image has a side of less than {SMALLEST} pixels")
-    dropped = []
-    answer, masks = ground(caption, listed, size, lambda *what: dropped.append(what))
+    dropped, mended = [], []
+    answer, masks = ground(caption, listed, size, lambda *what: dropped.append(what), lambda *what: mended.append(what))
     phrases.found, phrases.used = phrases.found + len(listed), phrases.used + len(listed) - len(dropped)
     for phrase, reason in dropped:
         phrases.skip(f"{key}: {phrase}", reason)
+    for phrase, reason in mended:
+        phrases.note(f"{key}: {phrase}", reason)
     turn = dict(question=GCG_QUESTIONS[k % len(GCG_QUESTIONS)], answer=answer, perceive="inline", masks=masks)
     return dict(key=key, kind="turns", image=image, size=size, turns=[turn])
 
@@ -256,4 +281,5 @@ def gcg_rows(
             except BadSample as error:
                 report.skip(f"gcg/{name}/{k}", short_reason(error))
             else:
+                report.used += 1
                 yield row

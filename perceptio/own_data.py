@@ -7,17 +7,30 @@ __all__ = ['POLYGON', 'RUNS', 'FIELDS', 'RESERVED', 'READERS', 'read_mask', 'as_
            'check_fields', 'turn_row', 'add_object', 'jsonl_lines', 'sa2va_lines', 'own_rows', 'write_own_data']
 
 # %% ../nbs/25c_own_data.ipynb #b94bb857
+import glob
 import json
 import re
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from .instruct import json_entries, json_lines
 from .questions import attribute_sentence, expressions
-from .rows import BadSample, Report, decode_mask, encode_mask, find_image, inside, read_image
+from perceptio.rows import (
+    BadSample,
+    Report,
+    decode_mask,
+    encode_mask,
+    find_image,
+    inside,
+    is_text,
+    mend_mask,
+    on_disk,
+    read_image,
+)
 from .scenes import Scene
 from .write_instruct import rectangles
 
@@ -76,21 +89,24 @@ def own_mask(
     mask,  # path of a PNG, polygons, or run lengths
     size: Sequence[int],  # height, width of the image
     value: int | None = None,  # of the object in the PNG
+    note: Callable[[str], None] | None = None,  # told what is changed in polygons; None = those that need a change are refused
 ):  # run lengths or polygons that decode to an object
     "The mask of a line, checked, as a row holds it."
     if isinstance(mask, str):
-        return encode_mask(read_mask(folder / inside(mask), size, value))
+        return encode_mask(read_mask(on_disk(folder, inside(mask)) or folder / mask, size, value))
     if isinstance(mask, dict):
-        return _decodes(mask, size, RUNS)
+        return _decodes(mask, size, RUNS, note)
     if not isinstance(mask, list):
         raise BadSample(f"mask is {json.dumps(mask)}: write the path of a .png, or {POLYGON}")
-    return _decodes(as_polygons(mask), size, POLYGON)
+    return _decodes(as_polygons(mask), size, POLYGON, note)
 
 
-def _decodes(mask, size, hint):  # the mask
+def _decodes(mask, size, hint, note):  # the mask
     try:
         if isinstance(mask, list) and max((v for part in mask for v in part), default=2) <= 1:
             raise BadSample("polygon in fractions of the image")
+        if note:
+            return mend_mask(mask, *size, note)
         decode_mask(mask, *size)
     except BadSample as error:
         raise BadSample(f"{error}: {hint}") from error
@@ -106,7 +122,8 @@ def own_image(
     "An image that can be read and stands upright."
     path = find_image(folder / "images", name) or find_image(folder, name)
     if path is None:
-        raise BadSample("image is missing: put it into images/, or correct its name")
+        like = sorted(p.name for p in (folder / "images").glob(f"{glob.escape(Path(name).stem)}.*"))
+        raise BadSample(f"image is missing: put it into images/, or correct its name{f' (there is {like[0]})' if like else ''}")
     height, width = read_image(path).shape[:2]
     with Image.open(path) as file:
         if file.getexif().get(0x0112, 1) > 1:
@@ -125,7 +142,7 @@ def own_text(
 ) -> str:
     "A text of a line."
     text = entry.get(field)
-    if not isinstance(text, str) or not text.strip():
+    if not is_text(text) or not text.strip():
         raise BadSample(f'{field} is {json.dumps(text)}: write "{field}": "some text"')
     if found := set(RESERVED.findall(text)) - {allowed}:
         raise BadSample(f"{field} contains {min(found)!r}, which only the program writes: leave it out")
@@ -141,7 +158,7 @@ def check_fields(entry) -> None:
     if ("expression" in entry) == ("question" in entry):
         raise BadSample('write "expression" and "mask", or "question" and "answer", and the other in a line of its own')
     for field, kind, example in (("image", str, '"name.jpg"'), ("value", int, "2")):
-        if not isinstance(entry.get(field, kind()), kind):
+        if not isinstance(entry.get(field, kind()), kind) or entry.get(field) is True or entry.get(field) is False:
             raise BadSample(f'{field} is {json.dumps(entry[field])}: write "{field}": {example}')
     if ("mask" in entry or "masks" in entry or "expression" in entry) and "image" not in entry:
         raise BadSample('no image, but a mask or an expression is about one: write "image": "name.jpg"')
@@ -154,6 +171,7 @@ def turn_row(
     key: str,
     entry: dict,  # question, answer; image and mask or masks if it has any
     image_of=own_image,  # (folder, name) -> path, size
+    note: Callable[[str], None] | None = None,  # see own_mask
 ) -> dict:
     "A question with its answer as a row of kind `turns`."
     turn = dict(question=own_text(entry, "question"), answer=own_text(entry, "answer", allowed="[SEG]"))
@@ -162,7 +180,7 @@ def turn_row(
         row["image"], row["size"] = image_of(folder, entry["image"])
     if masks := _masks_for(turn["answer"], entry):
         turn["perceive"] = "inline" if "[SEG]" in turn["answer"] else "seg"
-        turn["masks"] = [own_mask(folder, m, row["size"], entry.get("value")) for m in masks]
+        turn["masks"] = [_mask_beside(folder, row["image"], m, row["size"], entry.get("value"), note) for m in masks]
     return row
 
 
@@ -173,11 +191,18 @@ def _masks_for(answer, entry):  # as the line gives them: one for each [SEG]; wi
     return masks
 
 
+def _mask_beside(folder, image, mask, size, value, note):
+    if isinstance(mask, str) and on_disk(folder, inside(mask)) == folder / image:
+        raise BadSample("mask and image are one file: paint the mask into a file of its own")
+    return own_mask(folder, mask, size, value, note)
+
+
 def add_object(
     folder: Path,
     rows: dict[str, dict],  # image -> its row of kind `ref`; changed
     entry: dict,  # image, expression, mask
     image_of=own_image,
+    note: Callable[[str], None] | None = None,  # see own_mask
 ) -> None:
     "Put an expression into the row of its image; lines with the same mask mean one object."
     texts = entry["expression"] if isinstance(entry["expression"], list) else [entry["expression"]]
@@ -185,7 +210,7 @@ def add_object(
     if "mask" not in entry or not texts:
         raise BadSample('an expression needs its object: write "expression": "some text" and "mask"')
     image, size = image_of(folder, entry["image"])
-    mask = own_mask(folder, entry["mask"], size, entry.get("value"))
+    mask = _mask_beside(folder, image, entry["mask"], size, entry.get("value"), note)
     row = rows.setdefault(image, dict(key=f"own/{image}", kind="ref", image=image, size=size, objects=[]))
     thing = next((t for t in row["objects"] if t["mask"] == mask), None)
     if thing is None:
@@ -195,28 +220,16 @@ def add_object(
 # %% ../nbs/25c_own_data.ipynb #e206087f
 def jsonl_lines(file: Path) -> Iterator[tuple[str, object]]:  # "data.jsonl line 7", what it says
     "Lines of a file; one that is not JSON is given as the error."
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    entry = json.loads(line.decode("utf-8-sig"))
-                except UnicodeDecodeError:
-                    entry = BadSample("not UTF-8: save the file in this encoding")
-                except json.JSONDecodeError as error:
-                    entry = BadSample(f"not JSON ({error.msg}): write one object in one line, with double quotes")
-                yield f"{file.name} line {number}", entry
+    return ((f"{file.name} line {number}", entry) for number, entry in json_lines(file))
 
 
 def sa2va_lines(file: Path) -> Iterator[tuple[str, object]]:
     "Sa2VA's annotations, one pair of text and mask at a time."
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(entries, list):
-        raise ValueError(f'{file} holds a {type(entries).__name__}: Sa2VA\'s format is a list of {{"image", "mask", "text"}}')
-    for number, entry in enumerate(entries):
+    for number, entry in enumerate(json_entries(file)):
         place = f"{file.name} entry {number}"
+        if isinstance(entry, BadSample):
+            yield place, entry
+            continue
         masks, texts = (entry.get(k) if isinstance(entry, dict) else None for k in ("mask", "text"))
         if not isinstance(masks, list) or not isinstance(texts, list) or len(masks) != len(texts):
             yield place, BadSample('write {"image": ..., "mask": [...], "text": [...]} with one mask for each text')
@@ -230,7 +243,7 @@ READERS = {"data.jsonl": jsonl_lines, "annotations.json": sa2va_lines}
 
 def own_rows(
     folder: str | Path,  # holds images/ and data.jsonl
-    report: Report,  # `found` counts lines; `used` will count rows
+    report: Report,  # its unit is the line
 ) -> Iterator[dict]:  # turns as they come, then one row per image with all of its expressions
     "Rows of your own data; lines that cannot be used are counted with their number."
     folder = Path(folder)
@@ -239,17 +252,21 @@ def own_rows(
         raise ValueError(f"{folder} holds neither {' nor '.join(READERS)}: write one of them beside images/, as nbs/25c_own_data.ipynb shows")
     rows, image_of = {}, cache(own_image)  # each image is decoded once
     for place, entry in (line for file in files for line in READERS[file.name](file)):
-        report.found += 1
+        report.found, row = report.found + 1, None
         try:
             if isinstance(entry, BadSample):
                 raise entry
             check_fields(entry)
             if "question" in entry:
-                yield turn_row(folder, f"own/{place}", entry, image_of)
+                row = turn_row(folder, f"own/{place}", entry, image_of, partial(report.note, place))
             else:
-                add_object(folder, rows, entry, image_of)
+                add_object(folder, rows, entry, image_of, partial(report.note, place))
         except BadSample as error:
             report.skip(place, str(error))
+            continue
+        report.used += 1
+        if row:
+            yield row
     yield from rows.values()
 
 # %% ../nbs/25c_own_data.ipynb #f6b4b6f4

@@ -47,18 +47,18 @@ def mixture_table(
     sources: Sequence[Source],
     settings: Settings,
 ):  # -> DataFrame: a row per part
-    "What the paper has, what was found, what is used."
+    "Samples that the paper has, rows that were prepared, rows that a run uses."
     import pandas as pd
 
     by_name = {name: [s for s in sources if s.name == name] for name in PARTS}
     if unknown := {s.name for s in sources} - set(PARTS):
         raise ValueError(f"sources {sorted(unknown)} are none of {', '.join(PARTS)}")
     rows = [
-        {"part": name, "expected": 0 if name == "own" else 1000 * round(getattr(settings, key)), "found": sum(len(s.rows) for s in by_name[name]),
-         "used": sum(len(s.rows) for s in by_name[name]) if is_used(name, settings) else 0}
+        {"part": name, "samples in the paper": 0 if name == "own" else 1000 * round(getattr(settings, key)), "rows found": sum(len(s.rows) for s in by_name[name]),
+         "rows used": sum(len(s.rows) for s in by_name[name]) if is_used(name, settings) else 0}
         for name, key in PARTS.items()
     ]  # fmt: skip
-    total = {"part": "all"} | {c: sum(r[c] for r in rows) for c in ("expected", "found", "used")}
+    total = {"part": "all"} | {c: sum(r[c] for r in rows) for c in ("samples in the paper", "rows found", "rows used")}
     return pd.DataFrame([*rows, total])
 
 # %% ../nbs/27b_paper_mixture.ipynb #33ba0ed1
