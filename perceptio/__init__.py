@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-LAZY = {"Perceptio": "generation", "PerceptioOutput": "generation", "Settings": "settings"}
+LAZY = {"Perceptio": "generation", "PerceptioOutput": "answers", "Settings": "settings"}
 
 
 def __getattr__(name):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from .figures import depth_picture, mask_picture
-from .generation import overlay
+from .answers import overlay
 from .scenes import Scene, fixture
 
 # %% ../nbs/51b_diagrams.ipynb #cf858909

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .figures import Case, depth_over, depth_picture, mask_picture, readable, said
-from .generation import overlay
+from .answers import overlay
 from .hardblink import draw_markers
 
 # %% ../nbs/51c_gallery.ipynb #76381d9c

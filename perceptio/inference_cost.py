@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .backbone import image_tiles, image_tokens
 from .chat import stop_id
-from .generation import Perceptio, write, write_fast
+from .decoding import write, write_fast
+from .generation import Perceptio
 from .samples import Sample, Turn, prompt_ids, wants
 from .tokens import PerceptionGrammar, parse_output
 

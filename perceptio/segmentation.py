@@ -31,7 +31,7 @@ def decode_masks(
     if len(sparse) == 0:
         return sparse.new_zeros(0, 4 * h, 4 * w) + 0 * sparse.sum()
     dense = encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-    with sdpa_kernel(SDPBackend.MATH) if sparse.device.type == "cpu" else nullcontext():
+    with sdpa_kernel(SDPBackend.MATH) if sparse.device.type == "cpu" and torch.is_grad_enabled() else nullcontext():
         masks, iou, _, _ = sam.sam_mask_decoder(
             image_embeddings=features["embed"][owner].to(sparse.dtype),
             image_pe=encoder.get_dense_pe(),

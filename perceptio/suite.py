@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from .depth_evaluation import evaluate_depth
 from .evaluation import evaluate_res, res_queries
-from .generation import overlay
+from .answers import overlay
 from .marker_evaluation import evaluate_hardblink, marked_items, token_replacement_test
 from .mixture import ASK
 from .record import read_metrics, read_result, read_run
