@@ -8,7 +8,7 @@ __all__ = ['trained_state', 'saved_state', 'gathered_state', 'save_model', 'read
 
 # %% ../nbs/16b_saving.ipynb #0bf5c3e8
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -81,7 +81,7 @@ def load_model(
     depth: bool = True,  # load the codebook
 ):  # -> (PerceptioModel, tokenizer)
     "Read a checkpoint; parts that are not asked for are not loaded."
-    settings = read_settings(folder)
+    settings = replace(read_settings(folder), attention="auto")  # a machine that answers need not have the kernels of the one that trained
     backbone, tokenizer, vocab = build_language(settings)
     check_tokenizer(tokenizer, folder)
     backbone = set_trainable(backbone, settings, vocab)

@@ -141,6 +141,8 @@ class OptimSettings:
     epochs: float  # passes over the mixture
     max_steps: int  # optimiser steps; 0 = by epochs
     save_steps: int  # optimiser steps between checkpoints; 0 = eight in a run
+    held_out: int  # rows of every source that are kept out of training and measured on the way; at most a tenth of each
+    eval_steps: int  # optimiser steps between these measurements; 0 = at the end only
     keep_checkpoints: int  # how many stay; at least 2, so that one is whole while the next is written
     workers: int  # processes per device that read samples; 0 = the training process itself
     max_length: int  # tokens of one sample
@@ -186,7 +188,7 @@ CHOICES = dict(
     attention=("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"),
     data=("scenes", "paper"),
 )
-MAY_BE_ZERO = ("seed", "vocab_size", "mask_points", "mask_size", "save_steps", "workers", "max_steps", "n_train", "n_val", "n_test")
+MAY_BE_ZERO = ("seed", "vocab_size", "mask_points", "mask_size", "save_steps", "held_out", "eval_steps", "workers", "max_steps", "n_train", "n_val", "n_test")
 
 
 def must_divide(s, whole: str, part: str) -> None:
@@ -213,6 +215,8 @@ def check_settings(
         raise ValueError(f"keep_checkpoints = {s.keep_checkpoints}: keep 2 or more, or a kill while one is written leaves none")
     if s.attention.startswith("flash") and s.precision != "bf16":
         raise ValueError(f"attention = {s.attention} computes in half precision only: set precision = bf16, or attention = sdpa")
+    if s.data == "scenes" and s.held_out:
+        raise ValueError(f"held_out = {s.held_out} with data = scenes: the built-in scenes have a validation split of their own; set held_out = 0")
     if s.code_corruption > 1:
         raise ValueError(f"code_corruption = {s.code_corruption} is out of range: it is a share, in [0, 1]")
     for whole, part in (("vision_hidden", "vision_heads"), ("text_hidden", "text_heads"), ("text_heads", "text_kv_heads"), ("image_size", "patch_size")):

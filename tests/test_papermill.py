@@ -93,3 +93,22 @@ def test_a_run_that_lacks_something_stops_before_it_starts(tmp_path):
         papermill.execute_notebook(
             ROOT / "nbs" / "train.ipynb", tmp_path / "run.ipynb", dict(size="8B"), progress_bar=False, cwd=ROOT / "nbs"
         )
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (dict(settings="batchsize=1"), "'batchsize' is not a setting; did you mean 'batch_size'"),
+        (dict(settings="max_steps=7", max_steps=7), "gives max_steps twice"),
+        (dict(ablation="no_depth", settings="lambda_depth=1"), "contradicts ablation 'no_depth'"),
+    ],
+)
+def test_settings_by_name_are_checked_first(given, words):
+    "The notebook's first cells in a fresh namespace: refused before a run begins."
+    cells = [c for c in nbformat.read(ROOT / "nbs" / "train.ipynb", 4).cells if c.cell_type == "code"][:2]
+    first, second = (c.source.replace("%matplotlib inline", "") for c in cells)
+    space = {}
+    exec(first, space)
+    space |= given
+    with pytest.raises(ValueError, match=words):
+        exec(second, space)
