@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COUNTED', 'TEST_WORDS', 'supervised_costs', 'step_counts', 'step_shares', 'language_loss', 'code_logits',
            'code_chances', 'true_codes', 'seg_states', 'mask_centres', 'point_loss', 'nothing', 'PerceptioModel',
-           'build_language', 'build_model']
+           'build_language', 'checkpoint_blocks', 'build_model']
 
 # %% ../nbs/16_model.ipynb #7b6a690f
 from contextlib import nullcontext
@@ -322,6 +322,14 @@ def build_language(
     return backbone, tokenizer, add_tokens(backbone, tokenizer, settings, None if codebook is None else codebook.codebook)
 
 
+def checkpoint_blocks(
+    backbone,  # from set_trainable
+) -> None:
+    "Keep the inputs of the blocks only, and compute the rest again in the backward pass."
+    backbone.activation_checkpointing_enable({"use_reentrant": False})
+    backbone.disable_input_require_grads()  # transformers lets all embeddings ask for a gradient, the patches' too: the frozen image encoder would run backward
+
+
 def build_model(
     settings: Settings,
     codebook: DepthCodebook | None = None,
@@ -336,6 +344,6 @@ def build_model(
     backbone, tokenizer, vocab = build_language(settings, codebook)
     backbone = set_trainable(backbone, settings, vocab)
     if settings.gradient_checkpointing:
-        backbone.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_blocks(backbone)
     mask_head = build_mask_head(settings) if settings.use_seg else None
     return PerceptioModel(settings, vocab, backbone, mask_head, codebook if settings.use_depth else None), tokenizer
