@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 import perceptio.depth_cache
 from perceptio.codebook import DepthCodebook, normalize_depth
 from perceptio.depth_cache import DepthTokens, write_depth_tokens
+from perceptio.depth_store import Depth, write_depth
 from perceptio.launch import launch
 
 KEYS = [f"{i:02d}.jpg" for i in range(40)]
@@ -207,6 +209,33 @@ def test_one_of_two_processes_is_killed(base, whole, monkeypatch):
     assert 1 <= shards(base / "half") <= 3 and not (base / "half" / "shards" / "000000016.safetensors").exists()
     write(base / "half")
     assert files(base / "half") == whole
+
+
+def no_teacher():
+    return None
+
+
+def depth_of(path):
+    "A map by the number in the name; leaves the mark of the process that asked."
+    (path.parent / f"process-{os.getpid()}").touch()
+    return depth(100 + int(path.stem))
+
+
+def test_a_set_of_images_by_two_processes(tmp_path):
+    "What prepare_data.ipynb does with processes = 2: the bytes of one process, and both took part."
+    names, found = [f"{i:03d}.png" for i in range(260)], {}  # two units of work
+    for n in (1, 2):
+        images, folder = tmp_path / f"images-{n}", tmp_path / f"tokens-{n}"
+        images.mkdir()
+        made = Depth(folder, codebook, no_teacher, depth_of, partial(launch, processes=n))
+        torch.set_num_threads(1)
+        store = write_depth(made, "some", images, names, progress=False)
+        found[n] = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        assert len(list(images.glob("process-*"))) == n
+        assert np.array_equal(
+            store["259.png"], codebook().encode(torch.from_numpy(depth(359))[None, None])[0].numpy()
+        )
+    assert found[1] == found[2] and len(found[1]) == 6
 
 
 def test_another_codebook_is_refused(base):
