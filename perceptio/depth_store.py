@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DepthStore', 'named_codebook', 'teacher_name', 'named_teacher', 'find_depth', 'Depth', 'finished', 'check_disk',
-           'write_depth']
+           'write_depth', 'write_share']
 
 # %% ../nbs/27c_depth_store.ipynb #4cbbd11e
 import hashlib
@@ -150,8 +150,12 @@ class Depth:
         codebook: Callable[[], DepthCodebook],
         teacher: Callable[[], DepthTeacher | None],  # None: `load` gives inverse depth itself
         load: Callable[[Path], np.ndarray] = read_image,  # image file -> (H, W, 3) uint8, or (H, W) inverse depth
+        spread: Callable | None = None,  # runs a function in several processes: `launch` with their number; None = only in this one
     ):
-        self.folder, self._codebook, self._teacher, self.load = Path(folder), codebook, teacher, load
+        self.folder, self._codebook, self._teacher, self.load, self.spread = Path(folder), codebook, teacher, load, spread
+
+    def __reduce__(self):
+        return Depth, (self.folder, self._codebook, self._teacher, self.load)  # another process loads codebook and teacher itself, on its own device
 
     @classmethod
     def from_settings(cls, settings: Settings, folder: str | Path) -> "Depth":
@@ -190,15 +194,31 @@ def write_depth(
 ) -> DepthStore:
     "Tokens and maps of these images; only those that are not there are computed."
     codebook, teacher = depth.codebook, source if load else depth.teacher
-    if isinstance(teacher, DepthTeacher):
-        codebook.to(teacher.model.device)
     home = tokens_folder(depth.folder / name, teacher, codebook)
     there = finished(home)
     lacking = [n for n in dict.fromkeys(names) if n not in there]
     if lacking:
         home.mkdir(parents=True, exist_ok=True)
         check_disk(len(lacking), codebook, home)
-        read = load or (lambda n: depth.load(find_image(images, n) or images / n))
-        key = hashlib.sha256(json.dumps(lacking).encode()).hexdigest()[:16]
-        write_depth_tokens(home / key, lacking, lambda i: read(lacking[i]), teacher, codebook, maps=True, progress=progress)
+        folder = home / hashlib.sha256(json.dumps(lacking).encode()).hexdigest()[:16]
+        if load:
+            write_depth_tokens(folder, lacking, lambda i: load(lacking[i]), source, codebook, maps=True, progress=progress)
+        else:
+            spread = depth.spread or (lambda function, *args: function(*args))
+            spread(write_share, depth, folder, images, lacking, progress)
     return finished(home)
+
+
+def write_share(
+    depth: Depth,
+    folder: Path,  # of the cache
+    images: Path,
+    names: Sequence[str],
+    progress: bool,
+) -> None:
+    "What each process does: its part of the images, on its own device."
+    codebook, teacher = depth.codebook, depth.teacher
+    if isinstance(teacher, DepthTeacher):
+        codebook.to(teacher.model.device)
+    read = lambda i: depth.load(find_image(images, names[i]) or images / names[i])
+    write_depth_tokens(folder, names, read, teacher, codebook, maps=True, progress=progress)

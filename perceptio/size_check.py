@@ -35,7 +35,7 @@ from .backbone import image_tiles, image_tokens
 from .codebook_training import train_codebook
 from .depth_store import Depth, named_codebook
 from .dry_run import check_requirements, check_room, device_memory, memory_table, meta_model, parameter_table
-from .example import rendered_depth, write_example
+from .example import no_teacher, rendered_depth, write_example
 from .generation import Perceptio
 from .notebook import data_dir, in_test, project_root, run_dir
 from .prepare import prepare_sources, rows_dir, rows_hash
@@ -46,7 +46,7 @@ from .saving import export_backbone
 from .scenes import fixture
 from .settings import Settings
 from .tokenizers import convert_checkpoint
-from .trainer import RunLog, checkpoint_step, train
+from .trainer import RunLog, checkpoint_step, train, use_bf16
 from .training import make_trainer, run_codebook, train_run
 
 # %% ../nbs/49_size_check.ipynb #c49a0007
@@ -61,7 +61,8 @@ def checked_settings(
     size: str,  # a section of settings.ini; smoke and tiny: small shapes
 ) -> Settings:
     "The settings that a check runs with."
-    return Settings.load("4B", **SMALL_PARTS | TWO_STEPS) if size in ("smoke", "tiny") else Settings.load(size, **TWO_STEPS)
+    settings = Settings.load("4B", **SMALL_PARTS | TWO_STEPS) if size in ("smoke", "tiny") else Settings.load(size, **TWO_STEPS)
+    return settings if use_bf16(settings) else replace(settings, precision="fp32")
 
 # %% ../nbs/49_size_check.ipynb #c49a000a
 def tree_memory() -> float:  # GiB
@@ -79,7 +80,7 @@ def tree_memory() -> float:  # GiB
 class MemoryWatch:
     "Keeps the largest `tree_memory` while it is open."
 
-    def __init__(self, every: float = 0.2):  # seconds
+    def __init__(self, every: float = 0.5):  # seconds
         self.every, self.peak, self._done = every, 0.0, threading.Event()
 
     def __enter__(self) -> "MemoryWatch":
@@ -184,7 +185,7 @@ def convert(settings: Settings) -> dict:
 
 def prepare(settings: Settings) -> dict:
     "What prepare_data.ipynb does; the renderer is the depth teacher."
-    depth = Depth(data_dir() / "depth_tokens", partial(named_codebook, settings), lambda: None, rendered_depth)
+    depth = Depth(data_dir() / "depth_tokens", partial(named_codebook, settings), no_teacher, rendered_depth)
     sources, _ = prepare_sources(data_dir(), rows_dir(), depth=depth)
     return {"rows": {name: sum(len(s.rows) for s in sources if s.name == name) for name in dict.fromkeys(s.name for s in sources)}}
 
