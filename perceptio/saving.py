@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from .backbone import set_trainable
+from .backbone import base_dtype, set_trainable
 from .checkpoints import new_folder
 from .codebook import DepthCodebook
 from .model import PerceptioModel, build_language
@@ -137,6 +137,7 @@ def export_backbone(
     backbone = model.backbone.merge_and_unload() if hasattr(model.backbone, "merge_and_unload") else model.backbone
     if isinstance(backbone.lm_head, SplitHead):
         merge_rows(backbone)
+    backbone.to(base_dtype(model.settings))  # what trained is float32 beside a bfloat16 base; other programs expect one type
     with new_folder(target, needed=sum(p.numel() * p.element_size() for p in backbone.parameters())) as part:
         backbone.save_pretrained(part)
         save_processor(tokenizer, model.settings, part)
