@@ -46,7 +46,7 @@ def check_room(
         raise ValueError(f"{what} takes {prompt} tokens, its image included, and up to {new} are to be written: {prompt + new}, and the model's context has {context}. Ask with fewer words, or lower max_new_tokens")
 
 # %% ../nbs/14c_chat.ipynb #c4a70010
-RESERVED = re.compile(r"\[SEG\]|<d_\w+>|<\|[^<>|]*\|>|</?(?:img|IMG_CONTEXT|image|depth|pad|unk|s|quad|ref|box)>")
+RESERVED = re.compile(r"\[SEG\]|<d_\w+>|<\|[^<>|]*\|>|</?(?:img|IMG_CONTEXT|depth|pad|unk|s|quad|ref|box)>")
 
 
 @lru_cache(maxsize=8)

@@ -18,8 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .notebook import near
 from .record import hash_file
-from .settings import Settings, project_root
+from .settings import Settings
 
 # %% ../nbs/15d_checkpoints.ipynb #9ab809f0
 LANGUAGE = {"InternLM2ForCausalLM": "llama", "LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}  # original -> transformers
@@ -77,11 +78,14 @@ def convert_config(
 
 
 def rope(llm: dict) -> dict:
-    "Rotary positions; InternLM2.5 stretches them dynamically beyond its training length."
-    scaling = llm.get("rope_scaling") or {"type": "default"}
-    if scaling["type"] not in ("default", "dynamic"):
-        raise ValueError(f"rope_scaling has type {scaling['type']!r}: InternVL2.5 uses none or 'dynamic'")
-    return {"rope_theta": llm["rope_theta"], "rope_type": scaling["type"]} | {k: v for k, v in scaling.items() if k == "factor"}
+    "Rotary positions; InternLM2.5 stretches them dynamically beyond its training length. Older files say rope_scaling and type, younger ones rope_parameters and rope_type."
+    scaling = llm.get("rope_parameters") or llm.get("rope_scaling") or {}
+    kinds = {scaling[key] for key in ("rope_type", "type") if scaling.get(key)} or {"default"}
+    if len(kinds) > 1 or not kinds <= {"default", "dynamic"}:
+        raise ValueError(f"rope_scaling has type {' and '.join(map(repr, sorted(kinds)))}: InternVL2.5 uses none or 'dynamic'")
+    if (theta := llm.get("rope_theta", scaling.get("rope_theta"))) is None:
+        raise ValueError("llm_config names no rope_theta, neither by itself nor in rope_parameters: config.json is not complete")
+    return {"rope_theta": theta, "rope_type": kinds.pop()} | {k: v for k, v in scaling.items() if k == "factor"}
 
 # %% ../nbs/15d_checkpoints.ipynb #53e607c3
 RENAMES = (
@@ -284,9 +288,9 @@ def language_folder(
     settings: Settings,  # base
 ) -> Path:
     "The base's language model in transformers' format: the tiny base, a converted checkpoint, or an -hf one as downloaded."
-    root, base, raw = project_root(), Path(settings.base), None
-    local = root / "data" / "checkpoints"
-    for folder in (root / base / "language", root / base, local / f"{base.name}-hf", local / base.name):
+    base, raw, local = Path(settings.base), None, Path("data") / "checkpoints"
+    places = [place for name in (base / "language", base, local / f"{base.name}-hf", local / base.name) for place in near(name)]
+    for folder in places:
         if (folder / "config.json").is_file():
             kind = read_json(folder / "config.json").get("model_type")
             if kind == "internvl":
@@ -296,4 +300,4 @@ def language_folder(
         raise ValueError(f"{raw.name!r} is in OpenGVLab's format: convert it once with `papermill nbs/convert.ipynb runs/convert.ipynb -p size {settings.size} -p source {raw}`")
     how = "run nbs/pretrain.ipynb" if settings.size in ("smoke", "tiny") else (
         f"`hf download {base} --local-dir data/checkpoints/{base.name}`, then `papermill nbs/convert.ipynb runs/convert.ipynb -p size {settings.size}`")  # fmt: skip
-    raise ValueError(f"no base checkpoint at {settings.base!r} for size {settings.size!r}: {how}, or set base to a folder in transformers' format")
+    raise ValueError(f"no base checkpoint at {settings.base!r} for size {settings.size!r}: {how}, or set base to a folder in transformers' format. Looked at {', '.join(map(str, places))}")

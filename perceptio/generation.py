@@ -19,10 +19,10 @@ from .backbone import check_image, image_tiles, image_tokens
 from .chat import check_room
 from .codebook import DepthCodebook
 from .decoding import write, write_fast
+from .notebook import near
 from .samples import Sample, Turn, perception_prefix, prompt_ids, wants
 from .saving import load_mask_head, load_model
 from .segmentation import upsample
-from .settings import project_root
 from .tokens import OUT_OF_PLACE, PERCEIVE, parse_output
 
 # %% ../nbs/17_generation.ipynb #8b1369ba
@@ -30,13 +30,11 @@ def find_checkpoint(
     path: str | Path,  # a folder, or the name of a run such as "runs/tiny"
 ) -> Path:
     "The checkpoint folder: `path`, `path`/checkpoint, or the same below the checkout."
-    places = [Path(path), Path(path) / "checkpoint"]
-    if not Path(path).is_absolute():
-        places += [project_root() / p for p in places]
+    places = [folder / more for folder in (Path(path), *near(path)) for more in ("", "checkpoint")]
     for place in places:
         if (place / "settings.json").is_file():
             return place
-    runs = sorted(p.parent.parent.name for p in (project_root() / "runs").glob("*/checkpoint/settings.json"))
+    runs = sorted({p.parent.parent.name for folder in near("runs") for p in folder.glob("*/checkpoint/settings.json")})
     raise ValueError(f"no Perceptio checkpoint at {str(path)!r}; runs with one: {', '.join(runs) or 'none'}. `make train` makes runs/tiny")
 
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .chat import reserved_words
 from .rows import BadSample, Report, counted, decode_mask, find_image, mend_mask, read_image
 
 # %% ../nbs/22_refcoco.ipynb #32b082e2
@@ -206,7 +207,10 @@ def _texts(data, refs, key, skip):
     for sentence in (s for r in refs for s in r["sentences"]):
         said = sentence.get(field) if isinstance(sentence, dict) else None
         text = clean(said) if isinstance(said, str) else ""
-        texts.append(text) if text else skip(key, "sentence: empty", 1)
+        if found := reserved_words(text):
+            skip(key, f"sentence: reserved word {found[0]!r}", 1)
+        else:
+            texts.append(text) if text else skip(key, "sentence: empty", 1)
     return texts
 
 

@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .settings import Settings, project_root
+from .notebook import near
+from .settings import Settings
 
 # %% ../nbs/14_sam.ipynb #1c1a39f7
 SAM_TINY = "tiny"  # the value of `sam_config` that asks for our small SAM2 instead of a published one
@@ -189,7 +190,10 @@ def build_sam(
 ) -> nn.Module:  # SAM2Base for still images, in eval mode, fp32, on the CPU
     "SAM2 of the configured size and weights."
     sam = drop_video_parts(build_sam2_whole(settings))
-    return load_sam_weights(sam, project_root() / settings.sam_checkpoint) if settings.sam_checkpoint else sam
+    if not settings.sam_checkpoint:
+        return sam
+    places = near(settings.sam_checkpoint)
+    return load_sam_weights(sam, next((p for p in places if p.exists()), places[0]))
 
 # %% ../nbs/14_sam.ipynb #cb4130ae
 def save_sam(
