@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from .figures import depth_picture, mask_picture
 from .answers import overlay
+from .figures import depth_picture, mask_picture
 from .scenes import Scene, fixture
 
 # %% ../nbs/51b_diagrams.ipynb #cf858909

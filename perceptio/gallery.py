@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from .figures import Case, depth_over, depth_picture, mask_picture, readable, said
 from .answers import overlay
+from .figures import Case, depth_over, depth_picture, mask_picture, readable, said
 from .hardblink import draw_markers
 
 # %% ../nbs/51c_gallery.ipynb #76381d9c

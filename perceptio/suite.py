@@ -18,9 +18,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
+from .answers import overlay
 from .depth_evaluation import evaluate_depth
 from .evaluation import evaluate_res, res_queries
-from .answers import overlay
 from .marker_evaluation import evaluate_hardblink, marked_items, token_replacement_test
 from .mixture import ASK
 from .record import read_metrics, read_result, read_run
