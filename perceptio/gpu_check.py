@@ -345,7 +345,7 @@ def step_costs(
     return dict(
         seconds_step=whole, seconds_step_without_data=busy, samples_per_second=s.batch_size * s.grad_accum / whole, tokens_per_second=work["tokens"] / cycle / whole,
         work={k: v if k == "longest" else v / cycle for k, v in work.items()}, tflop_step={k: v / cycle / 1e12 for k, v in flops.items()}, tflop_per_second=rate,
-        mfu=rate / tflops if tflops else None, sam2_encoder_seconds=encode, sam2_encoder_share=encode / busy, losses=rows[-1],
+        mfu=rate / tflops if tflops else None, sam2_encoder_seconds=encode, sam2_encoder_share=encode / busy, losses={k: float(np.mean([row[k] for row in rows[cycle:]])) for k in rows[-1]},
         memory=memory_costs(model, work["longest"], held, clock),
     )  # fmt: skip
 
@@ -388,7 +388,7 @@ def resume_costs(
         started = time.perf_counter()
         model, tokenizer = random_model(settings, device)
         seconds.append(time.perf_counter() - started)
-        before = trained_state(model) if not ends else before
+        before = {n: t.clone() for n, t in trained_state(model).items()} if not ends else before
         steps_of(model, tokenizer, samples, folder, 2, save_at=1 if not ends else 0)
         ends.append(trained_state(model))
         del model
