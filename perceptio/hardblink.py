@@ -6,7 +6,7 @@
 __all__ = ['QUESTION', 'AURORA_QUESTION', 'LETTERS', 'WORDS', 'GLYPHS', 'RING', 'BANDS', 'BAND_CENTRE', 'MIN_DISTANCE',
            'NEAREST_GAP', 'PAIR_GAP', 'SHORTCUTS', 'MarkedQuestion', 'marker_boxes', 'draw_markers', 'interior',
            'PointPool', 'valid', 'draw_sets', 'answer_ranks', 'debiased', 'sample_points', 'shortcut_answer',
-           'shortcut_accuracy', 'parse_letter']
+           'shortcut_accuracy', 'claims', 'parse_letter']
 
 # %% ../nbs/25_hardblink.ipynb #710a42bb
 import re
@@ -289,21 +289,49 @@ def shortcut_accuracy(
 
 # %% ../nbs/25_hardblink.ipynb #11cc6f75
 _TOKEN = re.compile(r"<[^<>]*>|\[SEG\]")
-_BARE = re.compile(r"\(?([A-Za-z])\)?\s*\.?")
-_SAID = re.compile(r"(?:\b[Aa]nswer\s*(?:is|:)\s*(?:that\s+)?(?:the\s+)?(?:[Pp]oint\s+)?\(?([A-Z])\)?(?![A-Za-z])"
-                   r"|\b[Pp]oint\s+\(?([A-Z])\)?\s+is\s+(?:the\s+)?close(?:r|st)\b)")  # fmt: skip
-_BRACKETED = re.compile(r"\(([A-Z])\)")
+_DRESS = re.compile(r"\\(?:boxed|text|textbf|mathbf|mathrm)(?=\{)|[*_`$\"“”]")
+_BRACKETS = re.compile(r"(?<![A-Za-z])[(\[{]+\s*([A-Za-z])\s*[)\]}]+")
+_VERBS = "is|was|are|as|because|since|and|or|but|which|with|at|to|has|appears|seems|looks"
+_CAPITAL = rf"(?!A\s+(?!(?:{_VERBS})\b)[a-z])([A-HJ-Z])(?![\w'’])"  # neither the article nor the pronoun
+_LETTER = rf"\(?{_CAPITAL}\)?"
+_NOUN = r"(?i:(?:the\s+)?(?:(?:point|option|choice|letter|marker|label|circle|one)\s+)?(?:(?:is\s+)?(?:labell?ed|marked)\s+)?)"
+_BE = r"(?:(?:is|was|would\s+be|must\s+be|should\s+be)\b|'s|’s)"
+_SEEMS = rf"(?:\s*{_BE}|\s+(?:appears|seems|looks)(?:\s+to\s+be)?)\s+(?:clearly\s+|definitely\s+|probably\s+|likely\s+)?(?:the\s+)?(?:point\s+|one\s+)?(?:correct\s+)?"
+_BEFORE = "|".join((  # what names the answer that follows
+    rf"\banswer\s*(?:(?:{_BE}|[:=-])\s*)*(?:that\s+)?", rf"\b(?:option|choice|letter|label)\s*(?:{_BE}|[:=])\s*",
+    rf"\b(?:closest|nearest)\b[^.;,\n]*?(?:{_BE}|:)\s*(?:therefore\s+|thus\s+|clearly\s+|probably\s+|likely\s+)?", rf"\b(?:think|believe|say|guess|choose|pick|select|with)\s+(?:that\s+)?(?:it\s*{_BE}\s+)?", rf"\bit\s*{_BE}\s+",
+))  # fmt: skip
+_DECIDED = re.compile(rf"(?i:{_BEFORE}){_NOUN}{_LETTER}(?!\s+(?:is|lies|appears|looks|seems)\b(?!\s+(?:the\s+)?(?:point\s+)?(?:clos|near|answer|correct)))|{_LETTER}{_SEEMS}(?:closest|nearest|answer)\b")
+_COMPARED = re.compile(rf"{_LETTER}{_SEEMS}(?:closer|nearer)\b")
+_BRACKETED = re.compile(r"\(([A-Z])\)(?!\s+(?:is|isn't|was|lies|has|looks|seems|appears)\b)")
+_OPENING = re.compile(rf"{_NOUN}{_LETTER}\s*(?:[.,:;!\n–-]|(?i:because|since|as)\b|$)(?!\s*(?i:and|or)?\s*\(?{_CAPITAL})")
+_NOT = re.compile(r"(?i:(?:\bnot|n't|n’t|\bnever|\bnor|\bneither)\s+(?:that\s+|the\s+|point\s+|option\s+)*)\(?$")
+_LEFT = re.compile(rf"{_LETTER}\s*(?:or|and|nor|/|&|,)\s*(?:[Pp]oint\s+)?\(?$")
+_RIGHT = re.compile(rf"\s*(?:or|and|/|&|,)\s*(?:[Pp]oint\s+)?{_LETTER}(?!\s+(?:is|has|lies|appears|looks|seems|being)\b)")
+
+
+def claims(
+    pattern: re.Pattern,
+    text: str,
+) -> set[str]:  # letters
+    """What a rule finds in a text, with the letters listed beside it; what is denied does not count."""
+    found = set()
+    for match in pattern.finditer(text):
+        if not _NOT.search(text[: match.start()]):
+            beside = (_LEFT.search(text[: match.start(match.lastindex)]), _RIGHT.match(text, match.end()))
+            found |= {c for m in (match, *beside) if m for c in m.groups() if c}
+    return found
 
 
 def parse_letter(
     text: str,  # what the model generated
     letters: list[str],  # the markers of this question
-) -> str | None:  # None: no valid letter
+) -> str | None:  # None: no valid letter, or more than one
     """The letter that a generated answer settles on."""
-    text = _TOKEN.sub(" ", text).strip()
-    if bare := _BARE.fullmatch(text):
-        found = bare[1].upper()
-    else:
-        said = [m[1] or m[2] for m in _SAID.finditer(text)] or _BRACKETED.findall(text)
-        found = said[-1] if said else None
-    return found if found in letters else None
+    text = _BRACKETS.sub(lambda m: f"({m[1].upper()})", _DRESS.sub(" ", _TOKEN.sub(" ", text))).strip(" \n\t'‘’")
+    if re.fullmatch(r"[a-z]\s*[.)]?", text):
+        text = text.upper()
+    opening = {m[1]} if (m := _OPENING.match(text)) else set()
+    found = claims(_DECIDED, text) or claims(_COMPARED, text) or claims(_BRACKETED, text)
+    found = found | opening
+    return found.pop() if len(found) == 1 and found <= set(letters) else None

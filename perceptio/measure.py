@@ -16,7 +16,7 @@ import torch.distributed as dist
 from .depth_benchmarks import write_hardblink
 from .evaluation import Predictor, Shared
 from .generation import Perceptio
-from .hardblink_evaluation import hardblink_hash, published_items
+from .hardblink_evaluation import hardblink_hash, published_items, result_name
 from .launch import launch
 from .marker_evaluation import evaluate_hardblink
 from .mixture import ASK, world, world_hash
@@ -42,13 +42,12 @@ def hardblink_plan(
     base: Perceptio,
     root: str | Path,  # see published_items
     wording: str = "published",
-    published: bool = True,  # False = files of the same form: a fixture
 ) -> dict[str, Callable]:
     "HardBLINK's 372 questions; a depth map is asked for where the model writes one."
     codebook = base.codebook if base.settings.use_depth else None
     ask = partial(evaluate_hardblink, predictor, codebook=codebook, perceive="depth" if codebook else "none")
     facts = dict(data_hash=hardblink_hash(root), protocol=f"{wording} wording, strict parser, unreadable = wrong")
-    return {"aurora-hardblink" if published else "hardblink-format": with_facts(lambda: ask(published_items(root, wording)), **facts)}
+    return {result_name(facts["data_hash"], wording): with_facts(lambda: ask(published_items(root, wording)), **facts)}
 
 
 def refcoco_plan(

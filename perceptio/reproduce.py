@@ -128,7 +128,7 @@ def _paper_steps(settings, data_root):
         Step("prepare_data", dict(size=size, data_root=data_root), lacks),
         Step("train", dict(size=size), lambda: lacks() or ("its weights are here" if not needs_checkpoint(size) else "")),
         Step("evaluate", dict(files, benchmark="refcoco"), lambda: lacks() or recorded_state(settings, size, ["refcoco-val", "refcoco+-val", "refcocog-val"]), "evaluate-refcoco"),
-        Step("evaluate", dict(files, benchmark="hardblink"), lambda: lacks() or recorded_state(settings, size, ["aurora-hardblink"]), "evaluate-hardblink"),
+        Step("evaluate", dict(files, benchmark="hardblink"), lambda: lacks() or recorded_state(settings, size, ["aurora-hardblink-published"]), "evaluate-hardblink"),
         Step("benchmarks", dict(size=size, tasks="paper"), lambda: needs_checkpoint(size)),
     ]
 

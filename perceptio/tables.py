@@ -101,7 +101,7 @@ def latex(text: str) -> str:
 COLUMNS = {  # column of the paper -> (result, metric in it, factor to the paper's unit)
     "RefCOCO": ("{run}-refcoco-val", "ciou", 100), "RefCOCO+": ("{run}-refcoco+-val", "ciou", 100), "RefCOCOg": ("{run}-refcocog-val", "ciou", 100),
     **{name: (f"{{run}}-lmms-{c.task}", name, 1) for name, c in BENCHMARKS.items() if name != "MME"}, **{name: (f"{{run}}-lmms-{BENCHMARKS['MME'].task}", name, 1) for name in PARTS["MME"]},
-    **{f"{k} Points": ("{run}-aurora-hardblink", f"accuracy@{k}", 100) for k in (3, 4, 5)}, "Average": ("{run}-aurora-hardblink", "average", 100),
+    **{f"{k} Points": ("{run}-aurora-hardblink-published", f"accuracy@{k}", 100) for k in (3, 4, 5)}, "Average": ("{run}-aurora-hardblink-published", "average", 100),
 }  # fmt: skip
 OTHER_NAMES = {"SQA test": "ScienceQA"}  # of the paper's columns
 
@@ -125,9 +125,10 @@ def origin_note(
     result: dict,  # from read_result
 ) -> str:
     "Where the numbers of a row come from."
+    protocol = f"; {result['protocol']}" if result.get("protocol") else ""
     run = result["run"]
     dirty = lambda state: " (dirty)" if state["dirty"] else ""
-    return f"{name}: run {run['name']}, size {result['size']}, seed {result['seed']}, trained at {run['commit'][:10]}{dirty(run)}, measured at {result['commit'][:10]}{dirty(result)}, data {result['data_hash'][:10]}"
+    return f"{name}: run {run['name']}, size {result['size']}, seed {result['seed']}, trained at {run['commit'][:10]}{dirty(run)}, measured at {result['commit'][:10]}{dirty(result)}, data {result['data_hash'][:10]}{protocol}"
 
 # %% ../nbs/52_tables.ipynb #e3563b38
 RUNS = {  # row of the paper -> run of ours

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from perceptio.depth_evaluation import MeanCodebook, evaluate_depth
 from perceptio.evaluation import FunctionPredictor, Scripted, Shared, ask, evaluate_res, predict, res_queries
-from perceptio.hardblink_evaluation import published_items
+from perceptio.hardblink_evaluation import hardblink_hash, published_items
 from perceptio.launch import launch
 from perceptio.marker_evaluation import evaluate_hardblink, marked_items, token_replacement_test
 from perceptio.metrics import Score
@@ -109,6 +109,7 @@ REAL = os.environ.get("PERCEPTIO_HARDBLINK", "")
 )
 def test_blind_rules_on_the_published_files():
     assert Path(REAL).is_dir(), REAL
+    assert hardblink_hash(REAL) == "5abdb2681815fe274bec3f3ddb65af12ee390ff89b99796be6c5ab8d963abbfc"
     items = published_items(REAL)
     silent = evaluate_hardblink(FunctionPredictor(lambda s, c: Scripted("")), items, perceive="none")
     base = silent["baselines"]
