@@ -214,6 +214,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'perceptio/codebook_training.py'),
                                              'perceptio.codebook_training.train_codebook': ( 'codebook_training.html#train_codebook',
                                                                                              'perceptio/codebook_training.py')},
+            'perceptio.constants': {'perceptio.constants.in_use': ('constants.html#in_use', 'perceptio/constants.py')},
             'perceptio.curation': { 'perceptio.curation.Curation': ('curation.html#curation', 'perceptio/curation.py'),
                                     'perceptio.curation.Curation.__post_init__': ( 'curation.html#curation.__post_init__',
                                                                                    'perceptio/curation.py'),
