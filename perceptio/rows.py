@@ -147,7 +147,7 @@ def find_image(
 
 
 def read_image(path: Path) -> np.ndarray:  # (H, W, 3) uint8
-    "An image file as 8-bit RGB."
+    "An image file as 8-bit RGB, its pixels as stored: masks of data sets count those."
     try:
         with Image.open(path) as file:
             if file.mode.startswith(("I", "F")):
