@@ -1,5 +1,6 @@
 # make train    install, then train and show the tiny model            (minutes)
-# make check-1B install, then the whole way at the real shapes of 1B with random weights, on the CPU: is there memory, is the way open (minutes)
+# make check-1B install, then the whole way at the real shapes of 1B with random weights, on the CPU: is there memory, is the way open (minutes);
+#               the picture in runs/check-1B/, the record in data/results/check-1B.json
 # make test     install, then run every notebook at smoke size, then pytest
 # make install  everything above needs, in .venv; does nothing when it is there already
 # make clean    remove the environment, caches and test leftovers; runs/ and data/ stay
@@ -31,7 +32,7 @@ train: install
 check-1B: export HF_HUB_OFFLINE = 1
 check-1B: install
 	mkdir -p runs
-	$(BIN)/papermill nbs/check_1B.ipynb runs/check-1B.ipynb -p size 1B
+	$(BIN)/papermill nbs/check_1B.ipynb runs/check-1B.ipynb -p size 1B -p write True
 
 # Tests take nothing from a network, use no GPU, draw on no screen and use one thread per process: nbdev_test runs one process per core.
 test: export HF_HUB_OFFLINE = 1
