@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['SAM_TINY', 'VIDEO_PARTS', 'SAM_FILES', 'IMAGE_MEAN', 'IMAGE_STD', 'sam_config_file', 'tiny_overrides',
-           'build_sam2_whole', 'drop_video_parts', 'unpickle', 'read_sam_file', 'differences', 'load_sam_weights',
-           'build_sam', 'save_sam', 'load_sam', 'squash', 'preprocess', 'pyramid_features', 'image_features']
+           'hydra_untouched', 'build_sam2_whole', 'drop_video_parts', 'unpickle', 'read_sam_file', 'differences',
+           'load_sam_weights', 'build_sam', 'save_sam', 'load_sam', 'squash', 'preprocess', 'pyramid_features',
+           'image_features']
 
 # %% ../nbs/14_sam.ipynb #fb6e3d24
 import json
 import pickle
 import re
+import sys
 import zipfile
+from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -74,22 +78,35 @@ VIDEO_PARTS = (
 )
 
 
+@contextmanager
+def hydra_untouched():
+    "Import sam2 without what its import does to the process: Hydra is left as it was found, and so is what a first `import sam2` does."
+    from hydra.core.global_hydra import GlobalHydra
+
+    found, imported = GlobalHydra.instance().hydra, "sam2" in sys.modules
+    GlobalHydra.instance().hydra = found or object()  # sam2 asks whether Hydra is set up, and sets it up if not
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = found
+        if not imported:
+            sys.modules.pop("sam2", None)  # sam2's own builder needs the Hydra that the program's own import sets up
+
+
 def build_sam2_whole(
     settings: Settings,  # reads sam_config, sam_image_size, mask_dim, seed
 ) -> nn.Module:  # SAM2Base with random weights
-    "SAM2 as its own builder makes it, video memory included."
-    from sam2.build_sam import build_sam2
+    "SAM2 as its own builder makes it, video memory included, but without the process-wide Hydra."
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
 
     name, size, dim = settings.sam_config, settings.sam_image_size, settings.mask_dim
     overrides = tiny_overrides(size, dim) if name == SAM_TINY else [f"++model.image_size={size}"]
-    with torch.random.fork_rng(devices=[]):
+    with hydra_untouched(), torch.random.fork_rng(devices=[]):
+        written = OmegaConf.from_dotlist([line.removeprefix("++") for line in overrides])
+        config = OmegaConf.merge(OmegaConf.load(resources.files("sam2") / sam_config_file(name)), written)
         torch.manual_seed(settings.seed)
-        return build_sam2(
-            sam_config_file(name),
-            device=torch.get_default_device(),
-            hydra_overrides_extra=overrides,
-            apply_postprocessing=False,
-        )
+        return instantiate(config.model, _recursive_=True).to(torch.get_default_device()).eval()
 
 
 def drop_video_parts(
