@@ -91,18 +91,38 @@ class Perceptio:
         max_new_tokens: int = 64,  # of text; perception tokens are not counted
     ) -> PerceptioOutput:
         "Answer one question about one image."
+        return self.batch([image], [text], perceive, guided, max_new_tokens)[0]
+
+    def asked(self, image, text: str, perceive: str, key: str = "1 of 1") -> Sample:
+        "A question about an image, checked."
         if perceive != "auto" and perceive not in PERCEIVE:
             raise ValueError(f"perceive is {perceive!r}: use auto, {', '.join(PERCEIVE)}")
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"text is {text!r}: ask something, e.g. 'segment the red cube'")
-        sample = Sample("call", "call", check_image(image), [Turn(text, "")])
-        out = self.generate([sample], perceive, guided=guided, max_new_tokens=max_new_tokens)[0]
-        unknown = [w for w in self.tokenizer.tokenize(text) if w == self.tokenizer.unk_token and w is not None]
+        return Sample(key, "call", check_image(image), [Turn(text, "")])
+
+    def remarked(self, out: PerceptioOutput, perceive: str) -> PerceptioOutput:
+        "The answer, with notes on the words of its question."
+        unknown = [w for w in self.tokenizer.tokenize(out.question) if w == self.tokenizer.unk_token and w is not None]
         if unknown:
             out.notes.append(f"{len(unknown)} words of the question are unknown to this model's tokenizer")
         if perceive == "auto" and out.mask is None and out.depth is None and (self.settings.use_seg or self.settings.use_depth):
             out.notes.append(UNPERCEIVED)
         return out
+
+    def batch(
+        self,
+        images: Sequence,  # as for a call
+        questions: Sequence[str],  # one per image
+        perceive: str = "auto",  # of all of them
+        guided: bool = True,
+        max_new_tokens: int = 64,
+    ) -> list[PerceptioOutput]:
+        "Answer a question about each image, together; each as if it had been asked alone."
+        if isinstance(questions, str) or len(images) != len(questions):
+            raise ValueError(f"{len(images)} images and {'one text' if isinstance(questions, str) else len(questions)} as questions: give a list with one question per image")
+        samples = [self.asked(image, text, perceive, f"{k} of {len(images)}") for k, (image, text) in enumerate(zip(images, questions), 1)]
+        return [self.remarked(out, perceive) for out in self.generate(samples, perceive, guided=guided, max_new_tokens=max_new_tokens)]
 
     @torch.no_grad()
     def generate(
