@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LANGUAGE', 'REFUSED', 'RENAMES', 'TYPES', 'read_config', 'read_json', 'convert_config', 'rope', 'rename',
-           'split_grouped', 'convert_tensor', 'shard_files', 'tensor_shapes', 'converted_shapes', 'expected_shapes',
-           'check_names', 'convert_weights', 'new_folder', 'convert_shard', 'language_folder']
+           'split_grouped', 'convert_tensor', 'shard_files', 'check_weights', 'tensor_shapes', 'converted_shapes',
+           'expected_shapes', 'check_names', 'convert_weights', 'new_folder', 'convert_shard', 'language_folder']
 
 # %% ../nbs/15d_checkpoints.ipynb #552ed838
 import json
@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .notebook import near
 from .record import hash_file
 from .settings import Settings
+from .weights import check_safetensors, open_weights
 
 # %% ../nbs/15d_checkpoints.ipynb #9ab809f0
 LANGUAGE = {"InternLM2ForCausalLM": "llama", "LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}  # original -> transformers
@@ -164,15 +164,21 @@ def shard_files(
     return files
 
 
+def check_weights(
+    folder: str | Path,  # in transformers' format
+) -> Path:  # the same folder
+    "Refuse a checkpoint with a file that is missing, cut, a pointer or a page: transformers, which opens them itself, names none."
+    for name in shard_files(folder):
+        check_safetensors(Path(folder) / name)
+    return Path(folder)
+
+
 def tensor_shapes(
     path: str | Path,  # a safetensors file
 ) -> dict[str, torch.Tensor]:  # name -> meta tensor
     "Names, shapes and types of a shard, from its header."
-    try:
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{Path(path).name} is damaged or truncated ({error}): download it again") from error
+    with open_weights(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}
     if other := sorted({s.get_dtype() for s in slices.values()} - set(TYPES)):
         raise ValueError(f"{Path(path).name} holds {', '.join(other)} tensors, the converter knows {', '.join(TYPES)}: this is a quantised checkpoint (AWQ, FP8, ...); download the one it was made from")
     return {name: torch.empty(s.get_shape(), dtype=TYPES[s.get_dtype()], device="meta") for name, s in slices.items()}
@@ -278,7 +284,7 @@ def convert_shard(
     llm: dict,
 ) -> list[str]:  # names written
     "Convert one file."
-    with safe_open(source, "pt") as file:
+    with open_weights(source) as file:
         tensors = {k: v for name in file.keys() for k, v in convert_tensor(name, file.get_tensor(name), llm).items()}
     save_file(tensors, target, metadata={"format": "pt"})
     return list(tensors)

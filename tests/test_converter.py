@@ -156,7 +156,7 @@ def half_a_shard(source, monkeypatch):
         (rows_of_other_tokens, r"llm_config.vocab_size: 272 there, 265 for 4B"),
         (other_tokens_without_rows, "the tokenizer has 266 tokens, the checkpoint 265 embedding rows"),
         (another_kind, "holds a 'sa2va_chat' checkpoint"),
-        (half_a_shard, "model-00002-of-00002.safetensors is damaged or truncated"),
+        (half_a_shard, "model-00002-of-00002.safetensors is cut off at"),
     ],
 )
 def test_refused_before_a_weight_is_written(tmp_path, monkeypatch, spoil, message):
