@@ -418,7 +418,7 @@ def head_costs(
             continue
         release(device)
         with model.arithmetic():
-            found[name] = dict(loss=float(way().detach()) / tokens, seconds=seconds_of(lambda: way().backward(), device), peak=peak_memory(device))
+            found[name] = dict(loss=float(way().detach()) / tokens, seconds=seconds_of(lambda way=way: way().backward(), device), peak=peak_memory(device))
     model.zero_grad()
     return found
 
