@@ -38,7 +38,7 @@ from .inference_cost import cost_table, count_flops, measure
 from .model import TEST_WORDS, PerceptioModel, checkpoint_blocks, step_counts
 from .new_rows import linear_costs, merge_rows, token_costs
 from .record import Run, plain, write_json
-from .samples import Collator, Sample, Turn, encode_sample
+from .samples import Collator, Sample, Turn
 from .saving import trained_state
 from .segmentation import build_mask_head
 from .settings import Settings
@@ -142,7 +142,7 @@ def longest(
     "A joint sample (mask, depth, text) whose answer fills the context."
     words = sorted(w for w in tokenizer.get_vocab() if w.isalnum())
     sample = made_up("joint", 0, settings, words)
-    (turn,), (_, tiles, (ids, _)) = sample.turns, collator.encode(sample)
+    (turn,), (_, _, (ids, _)) = sample.turns, collator.encode(sample)
     more = sentence(np.random.default_rng(settings.seed), words, settings.max_length - len(ids))
     return replace(sample, turns=[replace(turn, answer=f"{turn.answer} {more}")])
 
@@ -388,7 +388,8 @@ def resume_costs(
         started = time.perf_counter()
         model, tokenizer = random_model(settings, device)
         seconds.append(time.perf_counter() - started)
-        before = {n: t.clone() for n, t in trained_state(model).items()} if not ends else before
+        if not ends:
+            before = {n: t.clone() for n, t in trained_state(model).items()}
         steps_of(model, tokenizer, samples, folder, 2, save_at=1 if not ends else 0)
         ends.append(trained_state(model))
         del model
