@@ -232,9 +232,7 @@ def test_a_set_of_images_by_two_processes(tmp_path):
         store = write_depth(made, "some", images, names, progress=False)
         found[n] = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         assert len(list(images.glob("process-*"))) == n
-        assert np.array_equal(
-            store["259.png"], codebook().encode(torch.from_numpy(depth(359))[None, None])[0].numpy()
-        )
+        assert np.array_equal(store["259.png"], codebook().encode(torch.from_numpy(depth(359))[None, None])[0].numpy())
     assert found[1] == found[2] and len(found[1]) == 6
 
 
