@@ -18,6 +18,7 @@ from .answers import PerceptioOutput, Region, phrases
 from .backbone import check_image, image_tiles, image_tokens
 from .chat import check_room
 from .codebook import DepthCodebook
+from .conversation import Conversation
 from .decoding import write, write_fast
 from .notebook import near
 from .samples import Sample, Turn, perception_prefix, prompt_ids, wants
@@ -124,6 +125,14 @@ class Perceptio:
         samples = [self.asked(image, text, perceive, f"{k} of {len(images)}") for k, (image, text) in enumerate(zip(images, questions), 1)]
         return [self.remarked(out, perceive) for out in self.generate(samples, perceive, guided=guided, max_new_tokens=max_new_tokens)]
 
+    def chat(self, image) -> Conversation:
+        "Questions about one image: call the result with a text, and again."
+        return Conversation(self, image)
+
+    def room(self, perceive: str) -> int:
+        "Tokens that perception may take in an answer: [SEG], two markers, n codes."
+        return 0 if perceive == "none" else self.vocab.n_tokens + 3
+
     @torch.no_grad()
     def generate(
         self,
@@ -139,7 +148,7 @@ class Perceptio:
         perceive = perceive if perceive == "auto" else wants(perceive, self.settings)
         tiles = [image_tiles(s.image, self.settings) for s in samples]
         prompts = [prompt_ids(s.turns[0].question, perceive, len(t) * image_tokens(self.settings), self.tokenizer, self.settings) for s, t in zip(samples, tiles)]
-        room = 0 if perceive == "none" else self.vocab.n_tokens + 3  # [SEG], two markers, n codes
+        room = self.room(perceive)
         for sample, prompt in zip(samples, prompts):
             check_room(len(prompt), room + max_new_tokens, self.model.inner.config.text_config.max_position_embeddings, f"question {sample.key!r}")
         prefixes = [perception_prefix(perceive, c, self.vocab) for c in codes] if codes is not None and perceive in ("depth", "both") else None
@@ -167,12 +176,16 @@ class Perceptio:
             notes.append(f"empty: {', '.join(empty)}; the model sees no such object")
         return PerceptioOutput(text, regions, depth, row.ids, parsed, notes, sample.image, sample.turns[0].question)
 
-    def masks(self, samples, rows) -> list[list[np.ndarray]]:
+    def encode(self, images: Sequence[np.ndarray]) -> dict:
+        "What the mask decoder reads of images (H, W, 3)."
+        return self.mask_head.encode(self.mask_head.preprocess(images).to(self.model.device))
+
+    def masks(self, samples, rows, encode: Callable | None = None) -> list[list[np.ndarray]]:
         "Masks (H, W) of every row, one per [SEG] state; each image is encoded once."
         have = [k for k, row in enumerate(rows) if len(row.seg_states)]
         if not have:
             return [[] for _ in rows]
-        features = self.mask_head.encode(self.mask_head.preprocess([samples[k].image for k in have]).to(self.model.device))
+        features = (encode or self.encode)([samples[k].image for k in have])
         states = torch.cat([rows[k].seg_states.float() for k in have])
         owner = torch.tensor([place for place, k in enumerate(have) for _ in rows[k].seg_states], device=states.device)
         masks = [[] for _ in rows]
