@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DepthStore', 'named_codebook', 'teacher_name', 'named_teacher', 'find_depth', 'Depth', 'finished', 'check_disk',
-           'write_depth', 'write_share']
+           'write_depth', 'write_share', 'MapSet', 'kept_maps', 'untrained', 'write_maps']
 
 # %% ../nbs/27c_depth_store.ipynb #4cbbd11e
 import hashlib
@@ -16,6 +16,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from huggingface_hub import try_to_load_from_cache
 
 from .codebook import DepthCodebook
@@ -222,3 +223,82 @@ def write_share(
         codebook.to(teacher.model.device)
     read = lambda i: depth.load(find_image(images, names[i]) or images / names[i])
     write_depth_tokens(folder, names, read, teacher, codebook, maps=True, progress=progress)
+
+# %% ../nbs/27c_depth_store.ipynb #5e1fb002
+class MapSet:
+    "Depth maps of several caches by row, behind the interface of a store of scenes; images that could not be read are left out."
+
+    def __init__(
+        self,
+        caches: Sequence[DepthTokens],  # with maps
+        size: int,  # pixels per side that they must have
+        rows: Sequence[int] | None = None,  # of all maps, one after the other; None = all
+    ):
+        self.caches, self.size = list(caches), size
+        places = [(c, i) for c, cache in enumerate(self.caches) for i in cache.usable.tolist()]
+        self.places = places if rows is None else [places[r] for r in rows]
+        if not self.places:
+            raise ValueError("there is no depth map to train on: run nbs/prepare_data.ipynb, which keeps those of ADE20K and RefCOCO, or name a folder of photographs")
+        if len(teachers := {cache.meta["teacher"] for cache in self.caches}) > 1:
+            raise ValueError(f"the maps are of {len(teachers)} depth teachers ({', '.join(sorted(t[:12] for t in teachers))}): a codebook learns from one; name the folder of one of them")
+        if (found := self[[0]].shape[-1]) != size:
+            raise ValueError(f"the maps are {found} x {found} pixels, and the codebook sees {size} x {size}: name a folder of photographs, whose maps are then made at that size")
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return len(self), self.size, self.size
+
+    def __getitem__(self, rows) -> torch.Tensor:  # (B, size, size) float32 in [0, 1]
+        "Maps of B rows."
+        return torch.from_numpy(self.disparities(torch.as_tensor(rows).numpy()))
+
+    def disparities(self, rows: np.ndarray) -> np.ndarray:  # (B, size, size) float32 in [0, 1]
+        "The same for an array of row numbers."
+        return np.stack([self.caches[c].map(i) for c, i in (self.places[int(r)] for r in rows)])
+
+    @cached_property
+    def meta(self) -> dict:
+        "What stands for these maps in a codebook's record: their teacher, images and rows."
+        told = [[cache.meta["teacher"], cache.meta["keys"]] for cache in self.caches]
+        return dict(sha256={"depth.npy": hashlib.sha256(json.dumps([told, self.size, self.places]).encode()).hexdigest()})
+
+
+def kept_maps(
+    folder: str | Path,  # of `Depth`: data/depth_tokens, or the folder of one set of images in it
+    size: int,  # pixels per side
+) -> tuple[MapSet, MapSet]:  # to train on, and every twentieth, at most 500, to measure on
+    "All depth maps of a folder; an image that lies in several caches counts once."
+    caches, seen = [], set()
+    for cache in (DepthTokens(file.parent) for file in sorted(Path(folder).rglob("meta.json"))):
+        what = (cache.meta["teacher"], cache.meta["keys"])
+        if cache.meta["maps"] and "AURORA's codes" not in cache.meta["teacher"] and what not in seen:
+            seen.add(what)
+            caches.append(cache)
+    n = len(MapSet(caches, size))
+    held = range(0, n, max(20, -(-n // 500)))
+    return MapSet(caches, size, sorted(set(range(n)) - set(held))), MapSet(caches, size, held)
+
+
+def untrained(settings: Settings) -> DepthCodebook:  # frozen
+    "A codebook that only says how maps are shrunk, the same for every seed."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return DepthCodebook.from_settings(settings).freeze()
+
+
+def write_maps(
+    settings: Settings,
+    images: str | Path,  # folder of photographs
+    folder: str | Path,  # of `Depth`
+    spread: Callable | None = None,  # see `Depth`
+    progress: bool = True,
+) -> None:
+    "The teacher's maps of all photographs below a folder; only those that are not there are computed."
+    images = Path(images)
+    names = sorted(p.relative_to(images).as_posix() for p in images.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not names:
+        raise ValueError(f"there is no .jpg or .png below {images.name!r}: name a folder of photographs")
+    write_depth(Depth(folder, partial(untrained, settings), partial(named_teacher, settings), spread=spread), images.name, images, names, progress=progress)

@@ -1,6 +1,7 @@
 """The cache of depth tokens, killed and shared: the same bytes as one process that nothing interrupts."""
 
 import functools
+import json
 import os
 import shutil
 import signal
@@ -9,16 +10,23 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ROOT, cells, source
+from PIL import Image
 
 import perceptio.depth_cache
 from perceptio.codebook import DepthCodebook, normalize_depth
 from perceptio.depth_cache import DepthTokens, write_depth_tokens
-from perceptio.depth_store import Depth, write_depth
+from perceptio.depth_store import Depth, untrained, write_depth
 from perceptio.launch import launch
+from perceptio.notebook import run_dir
+from perceptio.record import results_dir
+from perceptio.scenes import fixture
+from perceptio.settings import Settings
 
 KEYS = [f"{i:02d}.jpg" for i in range(40)]
 MISSING = 30  # a row whose image is not there
@@ -236,6 +244,33 @@ def test_a_set_of_images_by_two_processes(tmp_path):
     assert found[1] == found[2] and len(found[1]) == 6
 
 
+def scene_depth(path):
+    return fixture()[int(path.stem)].disparity
+
+
+def test_a_codebook_of_published_kind_from_kept_maps(tmp_path, monkeypatch):
+    "train_codebook.ipynb at 1B on twelve maps, its shapes made small: two steps, its table, result and codebook."
+    small, load = dict(n_depth_tokens=9, depth_size=96, code_dim=16), Settings.load
+    monkeypatch.setattr(Settings, "load", lambda size, **chosen: load(size, **small | chosen))
+    made = Depth(tmp_path / "tokens", partial(untrained, Settings.load("1B")), no_teacher, scene_depth)
+    write_depth(made, "scenes", tmp_path, [f"{k}.png" for k in range(12)], progress=False)
+    space = {}
+    for cell in (c for c in cells(ROOT / "nbs" / "train_codebook.ipynb") if c["cell_type"] == "code"):
+        exec(source(cell), space)
+        if "parameters" in cell["metadata"].get("tags", ()):
+            space |= dict(size="1B", steps=2, maps_dir=str(tmp_path / "tokens"))
+    plt.close("all")
+    assert [space["stores"][split].shape for split in ("train", "val")] == [(11, 96, 96), (1, 96, 96)]
+    book = DepthCodebook.from_pretrained(run_dir("codebook-1B-9") / "codebook")
+    assert (book.size, book.n_codes, book.n_tokens, book.code_dim) == (96, 128, 9, 16)
+    truth = np.asarray(Image.fromarray(fixture()[0].disparity).resize((96, 96), Image.Resampling.NEAREST))
+    shown = book.decode(book.encode(torch.from_numpy(truth)[None, None]))[0, 0].numpy()
+    result = json.loads((results_dir() / "codebook-1B-9.json").read_text())
+    assert result["n"] == 1 and sum(result["metrics"]["counts"]) == 9
+    by_hand = ((shown - truth) ** 2).mean()  # kept maps have 255 steps, this has none
+    assert result["metrics"]["mse"] == pytest.approx(by_hand, rel=0.02)
+
+
 def test_another_codebook_is_refused(base):
     other, folder = DepthCodebook(128, 16, 80, 10, "compact"), base / "one" / "maps"
     with pytest.raises(ValueError, match=r"made with codebook [0-9a-f]{12}, not [0-9a-f]{12}\. "):
@@ -246,7 +281,6 @@ def test_another_codebook_is_refused(base):
 
 def test_the_same_tokens_as_in_memory(base):
     from perceptio.mixture import scene_codes
-    from perceptio.scenes import fixture
 
     store = fixture()
     load, names = (lambda i: store[i].disparity), [str(i) for i in range(len(store))]
