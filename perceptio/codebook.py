@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'NORMALIZATION', 'METRES', 'normalize_depth', 'Preset', 'pil_nearest', 'DepthCodebook', 'save_codebook',
-           'read_folder', 'load_tensors', 'read_foreign', 'load_codebook', 'levels_of_codes', 'misfits']
+           'read_folder', 'read_foreign', 'load_codebook', 'levels_of_codes', 'misfits']
 
 # %% ../nbs/11_codebook.ipynb #d9953d18
 import json
 import math
-import pickle
-import re
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, repeat
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 
 from .record import write_json
 from .vqvae import VectorQuantizer, aurora_networks, compact_networks, nearest
+from .weights import read_torch, read_weights
 
 # %% ../nbs/11_codebook.ipynb #6d9f2bca
 def normalize_depth(
@@ -188,32 +187,13 @@ def read_folder(
     "Our own form."
     if not (folder / "codebook.json").exists():
         raise ValueError(f"{folder} holds no codebook.json: train a codebook (train_codebook.ipynb) or name another folder")
-    from safetensors.torch import load_file
-
     record = json.loads((folder / "codebook.json").read_text())
     meant = {k: record.get("normalization", {}).get(k) for k in NORMALIZATION}
     if other := [k for k, v in NORMALIZATION.items() if meant[k] != v]:
         raise ValueError(f"{folder}: {other[0]} of its depth is {meant[other[0]]!r} by codebook.json, and {NORMALIZATION[other[0]]!r} here: its codes would mean something else; train one (train_codebook.ipynb)")
-    return record["config"], load_file(folder / "model.safetensors")
+    return record["config"], read_weights(folder / "model.safetensors")
 
 # %% ../nbs/11_codebook.ipynb #3f17a1bf
-def load_tensors(
-    path: Path,  # written by torch.save
-):  # what was saved
-    "Open a torch.save file without running code from it."
-    with path.open("rb") as file:
-        start = file.read(16)
-    if not start.startswith((b"PK", b"\x80\x02")):  # a zip archive; before torch 1.6 a bare pickle
-        raise ValueError(f"{path.name} was not written by torch.save, it begins with {start!r}: if this is a web page or a git-lfs pointer, download the file itself")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(f"{path.name} asks for {found[1]!r} when it is opened, and tensors need no such thing: it was not run. Take the file from its authors, "
-                             'or have whoever trusts it save the tensors alone: torch.save({"weights": state_dict}, ...)') from error  # fmt: skip
-        raise ValueError(f"{path.name} is truncated or damaged: download it again") from error
-
-
 METRES = (": AiT's depth VQ-VAE speaks metres, larger = farther, not normalised, and as a codebook of inverse depth would turn every map round. Take AURORA's or MolmoAct's file, "
           "or train one (train_codebook.ipynb); if you know that this one was trained on inverse depth, set codebook_unit = inverse")  # fmt: skip
 
@@ -223,7 +203,7 @@ def read_foreign(
     unit: str = "",  # see load_codebook
 ) -> dict[str, Tensor]:  # state dict with the names of the golden table
     "State dict out of the wrappers in which these checkpoints come."
-    path, state = Path(path), load_tensors(Path(path))
+    path, state = Path(path), read_torch(path)
     for wrapper in ("weights", "module"):
         wrapped = isinstance(state, dict) and wrapper in state
         state = state[wrapper] if wrapped else state

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checkpoints import check_weights
 from .codebook import normalize_depth
 from .sam import IMAGE_MEAN, IMAGE_STD
 
@@ -100,6 +101,8 @@ def load_network(
     try:
         config = AutoConfig.from_pretrained(name)
         check_teacher(config, name)
+        if Path(name).is_dir():
+            check_weights(name)
         config.max_depth = config.max_depth or 1  # a factor that relative checkpoints may leave empty
         model, info = DepthAnythingForDepthEstimation.from_pretrained(name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except OSError as error:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .backbone import add_tokens, attention_kind, base_dtype, build_backbone, build_tokenizer, set_trainable
-from .checkpoints import language_folder
+from .checkpoints import check_weights, language_folder
 from .codebook import DepthCodebook
 from .losses import count_loss, mask_loss, span_losses
 from .new_rows import CHUNK, head_rows, linear_costs, token_costs
@@ -311,7 +311,7 @@ def build_language(
     from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
     if settings.base:
-        folder = language_folder(settings)
+        folder = check_weights(language_folder(settings))
         tokenizer = AutoTokenizer.from_pretrained(folder)
         backbone = InternVLForConditionalGeneration.from_pretrained(folder, dtype=base_dtype(settings), attn_implementation=attention_kind(settings))
     else:

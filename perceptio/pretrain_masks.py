@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from .record import provenance, read_metrics, write_atomically, write_json
 from .sam import build_sam2_whole, drop_video_parts, image_features, pyramid_features, save_sam
 from .segmentation import decode_masks, prompt_tokens, trained_parts, upsample
 from .settings import Settings
+from .weights import open_weights
 
 # %% ../nbs/31_pretrain_masks.ipynb #9063ffdb
 def prompt_mask_loss(
@@ -177,7 +177,7 @@ class MaskPretrainer:
         path: Path,  # written by `save`
     ) -> None:
         "Continue from a saved state."
-        with safe_open(path, "pt") as file:
+        with open_weights(path) as file:
             meta, tensors = json.loads(file.metadata()["run"]), {k: file.get_tensor(k) for k in file.keys()}
 
         def pick(prefix):

@@ -4,16 +4,13 @@
 
 # %% auto #0
 __all__ = ['SAM_TINY', 'VIDEO_PARTS', 'SAM_FILES', 'IMAGE_MEAN', 'IMAGE_STD', 'sam_config_file', 'tiny_overrides',
-           'hydra_untouched', 'build_sam2_whole', 'drop_video_parts', 'unpickle', 'read_sam_file', 'differences',
+           'hydra_untouched', 'build_sam2_whole', 'drop_video_parts', 'read_sam_file', 'differences',
            'load_sam_weights', 'build_sam', 'save_sam', 'load_sam', 'squash', 'preprocess', 'pyramid_features',
            'image_features']
 
 # %% ../nbs/14_sam.ipynb #fb6e3d24
 import json
-import pickle
-import re
 import sys
-import zipfile
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -21,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .notebook import near
 from .settings import Settings
+from .weights import read_torch, read_weights
 
 # %% ../nbs/14_sam.ipynb #1c1a39f7
 SAM_TINY = "tiny"  # the value of `sam_config` that asks for our small SAM2 instead of a published one
@@ -122,40 +119,13 @@ def drop_video_parts(
 SAM_FILES = "a folder of save_sam, or Meta's sam2_hiera_*.pt or sam2.1_hiera_*.pt"
 
 
-def unpickle(
-    path: Path,  # a zip archive of torch.save
-):  # what it holds: tensors in containers, nothing else
-    "Read a checkpoint without running code from it."
-    with path.open("rb") as file:
-        begins = file.read(4) == b"PK\x03\x04"
-    if not (begins and zipfile.is_zipfile(path)):
-        raise ValueError(
-            f"{path.name} ({path.stat().st_size:,} bytes) is cut off, or no checkpoint: download it again and compare its size"
-        )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        raise ValueError(
-            f"{path.name} asks for {named[1] if named else 'code'}, and weights need no code: it was not loaded; "
-            f"set sam_checkpoint to {SAM_FILES}"
-        ) from error
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path.name} is damaged, or an archive that torch.save did not write: download it again, or set sam_checkpoint to {SAM_FILES}"
-        ) from error
-
-# %% ../nbs/14_sam.ipynb #054e895c
 def read_sam_file(
     path: Path,  # sam.safetensors, or a .pt file in Meta's form
 ) -> dict[str, Tensor]:  # name -> weights, of whatever model the file holds
     "The weights in a file."
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path.name} is cut off or damaged ({error}): write it again with save_sam") from error
-    stored = unpickle(path)
+        return read_weights(path)
+    stored = read_torch(path)
     state = stored.get("model") if isinstance(stored, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()):
         found = list(stored)[:3] if isinstance(stored, dict) else f"a {type(stored).__name__}"
@@ -190,8 +160,6 @@ def load_sam_weights(
     "Load the image parts; every one of them must be there."
     path = Path(path)
     path = path / "sam.safetensors" if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"no SAM2 weights at {path}: set sam_checkpoint to {SAM_FILES}")
     state = {k: v.float() for k, v in read_sam_file(path).items() if not k.startswith(VIDEO_PARTS)}
     if found := differences(sam.state_dict(), state):
         raise ValueError(
@@ -210,7 +178,9 @@ def build_sam(
     if not settings.sam_checkpoint:
         return sam
     places = near(settings.sam_checkpoint)
-    return load_sam_weights(sam, next((p for p in places if p.exists()), places[0]))
+    if not (found := next((p for p in places if p.is_file() or (p / "sam.safetensors").is_file()), None)):
+        raise ValueError(f"no SAM2 weights at {settings.sam_checkpoint!r}: set sam_checkpoint to {SAM_FILES}. Looked at {', '.join(map(str, places))}")
+    return load_sam_weights(sam, found)
 
 # %% ../nbs/14_sam.ipynb #cb4130ae
 def save_sam(

@@ -13,8 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -28,6 +27,7 @@ from .record import recorded_settings
 from .segmentation import MaskHead, build_mask_head
 from .settings import Settings
 from .tokenizers import save_processor
+from .weights import open_weights, read_weights
 
 # %% ../nbs/16b_saving.ipynb #6ef919a7
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -120,7 +120,7 @@ def load_model(
     head = build_mask_head(there) if seg and settings.use_seg else None
     codebook = DepthCodebook.from_pretrained(Path(folder) / "codebook") if depth and settings.use_depth else None
     model = PerceptioModel(settings, vocab, backbone, head, codebook)
-    load_state(model, load_file(Path(folder) / "model.safetensors"))
+    load_state(model, read_weights(Path(folder) / "model.safetensors"))
     return model.eval(), tokenizer
 
 
@@ -130,7 +130,7 @@ def load_mask_head(
 ) -> MaskHead:
     "Only the mask head of a checkpoint."
     head = build_mask_head(located(read_settings(folder), folder, sam=sam))
-    with safe_open(Path(folder) / "model.safetensors", "pt") as file:
+    with open_weights(Path(folder) / "model.safetensors") as file:
         state = {k.removeprefix("mask_head."): file.get_tensor(k) for k in file.keys() if k.startswith("mask_head.")}
     unexpected = head.load_state_dict(state, strict=False)[1]
     if unexpected or not state:

@@ -17,7 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
@@ -25,6 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from .record import write_json
 from .saving import trained_state
 from .settings import Settings, nearest
+from .weights import read_weights
 
 # %% ../nbs/30_trainer.ipynb #4f2c9431
 log = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ class PerceptioTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         "Read it back; each tensor must have its place."
-        state, own = load_file(Path(resume_from_checkpoint) / WEIGHTS), dict(self.model.named_parameters())
+        state, own = read_weights(Path(resume_from_checkpoint) / WEIGHTS), dict(self.model.named_parameters())
         if differ := sorted(set(state) ^ {name for name, p in own.items() if p.requires_grad}):
             raise ValueError(f"{Path(resume_from_checkpoint).name} trains other tensors than this model ({differ[:3]}): resume with the settings of the run, or give the run another name")
         set_model_state_dict(self.model, state, options=StateDictOptions(full_state_dict=True, strict=False))
