@@ -20,7 +20,7 @@ def test_results_block_is_generated(monkeypatch):
 
 def test_commands_are_make_targets():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make (\w+)", README, re.M):
+    for target in re.findall(r"^make ([\w-]+)", README, re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 
