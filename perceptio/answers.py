@@ -53,7 +53,7 @@ class PerceptioOutput:
         panels += [("depth (brighter = nearer)", self.depth)] if self.depth is not None else []
         below = lines_below(self, 34 * len(panels))
         lines = len(below) + (len(self.masks) if len(self.masks) > 1 else 0)
-        fig = Figure(figsize=(2.6 * len(panels), 3.2 + 0.18 * lines), layout="constrained")
+        fig = Figure(figsize=(2.6 * len(panels), 3.4 + 0.22 * lines), layout="constrained")
         for ax, (title, picture) in zip(np.atleast_1d(fig.subplots(1, len(panels))), panels):
             ax.imshow(picture, **({} if picture.ndim == 3 else dict(cmap="magma", vmin=0, vmax=1)))
             ax.set_title(title, fontsize=9)
