@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'FLASH', 'LORA_TARGETS', 'build_tokenizer', 'image_tokens', 'check_image', 'open_image', 'normalise',
-           'image_processor', 'image_tiles', 'backbone_config', 'check_attention', 'attention_kind', 'base_dtype',
-           'build_backbone', 'place_cells', 'code_noise', 'init_new_rows', 'add_tokens', 'set_trainable', 'with_lora']
+           'image_processor', 'image_tiles', 'tile_count', 'backbone_config', 'check_attention', 'attention_kind',
+           'base_dtype', 'build_backbone', 'place_cells', 'code_noise', 'init_new_rows', 'add_tokens', 'set_trainable',
+           'with_lora']
 
 # %% ../nbs/15_backbone.ipynb #8bd488ac
 import importlib.util
@@ -124,6 +125,15 @@ def image_tiles(
             image = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
         return normalise(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])
     return torch.as_tensor(image_processor(settings)(Image.fromarray(image), return_tensors="pt")["pixel_values"])
+
+
+def tile_count(
+    height: int,
+    width: int,
+    settings: Settings,  # image_size, max_tiles
+) -> int:  # 1, or 3..max_tiles + 1
+    "How many tiles `image_tiles` makes of a picture, from its size alone."
+    return image_processor(settings).get_number_of_image_patches(height, width)
 
 # %% ../nbs/15_backbone.ipynb #ca1978df
 def backbone_config(

@@ -105,20 +105,31 @@ class PaperMixture(Dataset):
         return len(self.kept) * self.epochs
 
     def __getitem__(self, k: int) -> Sample:
+        return self.read(*self.place(k), k)
+
+    def place(self, k: int) -> tuple[int, int]:  # row, epoch
+        "Which row sample k is, and in which epoch."
         epoch, i = divmod(k, len(self.kept))
-        return self.read(int(self.order(epoch)[i]), epoch, k)
+        return int(self.order(epoch)[i]), epoch
 
     def read(self, row: int, epoch: int = 0, k: int = -1) -> Sample:
         "A row as it is asked in an epoch; `k` is its place in the sequence."
-        which = int(np.searchsorted(self.ends, row, side="right"))
-        source = self.sources[which]
-        record = source.rows[row - (int(self.ends[which - 1]) if which else 0)]
+        source, record = self.locate(row)
         try:
-            return self.make(source, record, np.random.default_rng((self.settings.seed, epoch, row)))
+            return self.make(source, record, self.rng(row, epoch))
         except BadSample as error:
             if self.skipped is None:
                 raise BadSample(f"{record['key']}: {error}") from error
             return self.skip(record["key"], str(error), k)
+
+    def locate(self, row: int) -> tuple[Source, dict]:
+        "The source of a row, and what is written there."
+        which = int(np.searchsorted(self.ends, row, side="right"))
+        return self.sources[which], self.sources[which].rows[row - (int(self.ends[which - 1]) if which else 0)]
+
+    def rng(self, row: int, epoch: int) -> np.random.Generator:
+        "What a row draws in an epoch is drawn from this."
+        return np.random.default_rng((self.settings.seed, epoch, row))
 
     def make(self, source: Source, row: dict, rng: np.random.Generator) -> Sample:
         "Read a row; raises BadSample."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXTENSIONS', 'SLACK', 'SEGMENT', 'Report', 'in_units', 'report_table', 'is_text', 'inside', 'on_disk', 'spellings',
            'only', 'find_image', 'read_image', 'run_lengths', 'unpack_counts', 'decode_mask', 'encode_mask',
-           'mend_mask', 'write_rows', 'counted', 'RowFile', 'row_sample']
+           'mend_mask', 'write_rows', 'counted', 'RowFile', 'row_sample', 'image_path']
 
 # %% ../nbs/21_rows.ipynb #debbe8da
 import hashlib
@@ -345,30 +345,37 @@ def row_sample(
     rng: np.random.Generator,
     expressions: int = 5,  # of a `ref` row, at most
     joint: bool = False,  # of a `ref` row: one expression, mask and depth before the object's `sentence`
+    pixels: bool = True,  # False = what is said only, without image and masks
 ) -> Sample:
     "Read image and masks of a row; raises BadSample."
     image = None
-    if "image" in row:
-        path = find_image(folder, row["image"])
-        image = read_image(path if path else folder / inside(row["image"]))
+    if pixels and "image" in row:
+        image = read_image(image_path(row, folder))
         if "size" in row and list(image.shape[:2]) != list(row["size"]):
             raise BadSample(f"image is {list(image.shape[:2])}, its annotation is for {row['size']}")
     turns = _ref_turns(row, rng, 1 if joint else expressions, joint) if row["kind"] == "ref" else _given_turns(row)
-    return Sample(row["key"], row["kind"], image, turns)
+    if pixels:
+        for turn, masks in turns:
+            turn.mask = np.stack([decode_mask(m, *row["size"]) for m in masks]) if masks else None
+    return Sample(row["key"], row["kind"], image, [turn for turn, _ in turns])
 
 
-def _ref_turns(row, rng, most, joint):
+def image_path(
+    row: dict,  # with an image
+    folder: Path,
+) -> Path:  # where it is, or where it would be
+    "The file of a row's image; raises BadSample for one outside `folder`."
+    return find_image(folder, row["image"]) or folder / inside(row["image"])
+
+
+def _ref_turns(row, rng, most, joint):  # [(Turn, its masks as they are written)]
     pairs, turns = [(text, thing) for thing in row["objects"] for text in thing["texts"]], []
     for i in rng.permutation(len(pairs))[:most]:
         text, thing = pairs[i]
-        question, mask = SEGMENT[rng.integers(len(SEGMENT))].format(text), decode_mask(thing["mask"], *row["size"])
-        turns.append(Turn(question, thing["sentence"], "both", mask[None]) if joint else Turn(question, "", "seg", mask[None]))
+        question = SEGMENT[rng.integers(len(SEGMENT))].format(text)
+        turns.append((Turn(question, thing["sentence"], "both") if joint else Turn(question, "", "seg"), [thing["mask"]]))
     return turns
 
 
 def _given_turns(row):
-    turns = []
-    for turn in row["turns"]:
-        masks = [decode_mask(m, *row["size"]) for m in turn.get("masks", [])]
-        turns.append(Turn(turn["question"], turn["answer"], turn.get("perceive", "none"), np.stack(masks) if masks else None))
-    return turns
+    return [(Turn(t["question"], t["answer"], t.get("perceive", "none")), t.get("masks", [])) for t in row["turns"]]

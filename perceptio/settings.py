@@ -144,6 +144,7 @@ class OptimSettings:
     held_out: int  # rows of every source that are kept out of training and measured on the way; at most a tenth of each
     eval_steps: int  # optimiser steps between these measurements; 0 = at the end only
     keep_checkpoints: int  # how many stay; at least 2, so that one is whole while the next is written
+    rebalance: bool  # deal the samples of a step to devices and passes by length; the same samples and losses
     workers: int  # processes per device that read samples; 0 = the training process itself
     max_length: int  # tokens of one sample
     precision: str  # bf16 | fp32
@@ -217,6 +218,8 @@ def check_settings(
         raise ValueError(f"attention = {s.attention} computes in half precision only: set precision = bf16, or attention = sdpa")
     if s.data == "scenes" and s.held_out:
         raise ValueError(f"held_out = {s.held_out} with data = scenes: the built-in scenes have a validation split of their own; set held_out = 0")
+    if s.data == "scenes" and s.rebalance:
+        raise ValueError("rebalance = yes with data = scenes: the built-in scenes differ little in length, and theirs are not known beforehand; set rebalance = no")
     if s.code_corruption > 1:
         raise ValueError(f"code_corruption = {s.code_corruption} is out of range: it is a share, in [0, 1]")
     for whole, part in (("vision_hidden", "vision_heads"), ("text_hidden", "text_heads"), ("text_heads", "text_kv_heads"), ("image_size", "patch_size")):

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from .record import write_json
 from .saving import trained_state
@@ -116,11 +117,22 @@ COMPLETE = "complete.json"  # written last, by the first process, when all are d
 class PerceptioTrainer(Trainer):
     "transformers.Trainer for models that return a dict of loss terms with the total under 'loss'."
 
-    def __init__(self, *args, mask_lr: float = 0.0, count=None, **kwargs):
+    def __init__(self, *args, mask_lr: float = 0.0, count=None, lengths=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)
-        self.mask_lr, self.count, self.loss_is_scaled_for_ga = mask_lr, count, count is not None
+        self.mask_lr, self.lengths, self.count, self.loss_is_scaled_for_ga = mask_lr, lengths, count, count is not None
         self.terms, self.since = {}, 0
+
+    def _get_train_sampler(self, train_dataset=None):
+        "The order of the data; with `lengths`, the samples of each step are dealt to devices and passes by their length."
+        if self.lengths is None:
+            return super()._get_train_sampler(train_dataset)
+        devices, passes = self.args.world_size, self.args.gradient_accumulation_steps
+        everything = range(len(self.lengths))  # in the place of the lengths, which the class would list at once
+        sampler = BatchRebalanceSampler(everything, self.args.train_batch_size * passes * devices, devices, passes, shuffle=False,
+                                        rank=self.args.process_index, drop_last=self.args.dataloader_drop_last)  # fmt: skip
+        sampler.lengths = self.lengths
+        return sampler
 
     def _get_num_items_in_batch(self, batch_samples, device):
         "What the whole step holds, as a mean over devices."

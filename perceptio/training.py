@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from .codebook import DepthCodebook
 from .codebook_training import ensure_codebook
 from .generation import Perceptio
+from .lengths import SampleLengths
 from .mixture import FeatureCache, SceneMixture, load_tasks, scene_codes, world
 from .model import build_model, step_counts, true_codes
 from .notebook import in_test, project_root, run_dir
@@ -56,16 +57,17 @@ def make_trainer(
     pixels = model.mask_head.preprocess if settings.use_seg else None
     if settings.data == "scenes":
         codes, cache = prepared or prepare_scenes(settings, stores["train"], model, codebook)
-        mixture, more = scene_mixture(settings, stores["train"], codes), {}
+        mixture, more, lengths = scene_mixture(settings, stores["train"], codes), {}, None
         collator = Collator(tokenizer, model.vocab, settings, sam_pixels=pixels, sam_cache=cache)
     else:
         mixture = PaperMixture(open_sources(rows_dir(), codebook), settings, epochs=math.ceil(settings.epochs), skipped=run_dir(name) / "skipped.jsonl", held_out=settings.held_out)
         collator = Collator(tokenizer, model.vocab, settings, sam_pixels=pixels, skip=mixture.skip)
         more = dict(train_sampling_strategy="sequential", num_train_epochs=settings.epochs / mixture.epochs)  # the mixture has its own order, epoch after epoch
+        lengths = SampleLengths(mixture, tokenizer, model.vocab) if settings.rebalance else None
     arguments = training_arguments(settings, run_dir(name), disable_tqdm=in_test(), report_to=report_to, **more)
     return PerceptioTrainer(
         model, arguments, train_dataset=mixture, data_collator=collator, processing_class=tokenizer,
-        mask_lr=settings.mask_lr, count=lambda batch: step_counts(batch, model.vocab), callbacks=list(callbacks),
+        mask_lr=settings.mask_lr, count=lambda batch: step_counts(batch, model.vocab), lengths=lengths, callbacks=list(callbacks),
     )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """The paper's mixture reaches the optimiser in one sequence: any number of processes, of workers, and through a resume."""
 
 import hashlib
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from perceptio.codebook import DepthCodebook
 from perceptio.example import write_example
 from perceptio.launch import launch
+from perceptio.lengths import SampleLengths
 from perceptio.model import build_model, step_counts
 from perceptio.paper_mixture import PaperMixture
 from perceptio.prepare import open_sources, prepare_sources
@@ -30,26 +33,41 @@ def feed(rows, folder, stop, **settings):
     model, tokenizer = build_model(settings, DepthCodebook.from_settings(settings))
     pixels = model.mask_head.preprocess
     collate = Collator(tokenizer, model.vocab, settings, sam_pixels=pixels, skip=mixture.skip)
-    options = dict(save_steps=2, disable_tqdm=True, train_sampling_strategy="sequential")
+    options = dict(save_steps=2, log_steps=1, disable_tqdm=True, train_sampling_strategy="sequential")
     arguments = training_arguments(settings, folder, **options)
     process, given = arguments.process_index, []
 
     def count(batch):
-        given.append(hashlib.sha256(batch["input_ids"].numpy().tobytes()).hexdigest()[:12])
+        given.append([name_of(row, tokenizer.pad_token_id) for row in batch["input_ids"]] + [batch["input_ids"].shape])
         return step_counts(batch, model.vocab)
 
-    train(PerceptioTrainer(model, arguments, train_dataset=mixture, data_collator=collate, count=count))
+    lengths = SampleLengths(mixture, tokenizer, model.vocab) if settings.rebalance else None
+    data = dict(train_dataset=mixture, data_collator=collate, lengths=lengths)
+    trainer = train(PerceptioTrainer(model, arguments, count=count, **data))
     with (Path(folder) / f"given-{process}.txt").open("a") as file:
-        file.write("".join(f"{g}\n" for g in given))
+        file.write("".join(json.dumps(g) + "\n" for g in given))
+    if process == 0:
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        (Path(folder) / "losses.json").write_text(json.dumps(losses))
 
 
-def sequence(rows, folder, stops=(6,), processes=1, **settings):
-    "The samples of all steps in order: of each pass first that of process 0."
+def name_of(ids, pad):
+    "A sample's ids without padding, as a short text."
+    return hashlib.sha256(ids[ids != pad].numpy().tobytes()).hexdigest()[:12]
+
+
+def passes_of(rows, folder, stops=(6,), processes=1, **settings):
+    "What each pass was given, for each process: the samples' names and, last, the shape of the batch."
     folder.mkdir()
     for stop in stops:
         launch(feed, str(rows), str(folder), stop, processes=processes, **settings)
-    given = [(folder / f"given-{k}.txt").read_text().split() for k in range(processes)]
-    return [g for of_pass in zip(*given, strict=True) for g in of_pass]
+    return [[json.loads(line) for line in (folder / f"given-{k}.txt").open()] for k in range(processes)]
+
+
+def sequence(rows, folder, processes=1, **more):
+    "The samples of all steps in order: of each pass first that of process 0."
+    given = passes_of(rows, folder, processes=processes, **more)
+    return [name for of_pass in zip(*given, strict=True) for one in of_pass for name in one[:-1]]
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +97,32 @@ def test_resumed(rows, plain, tmp_path):
 
 def test_another_seed_is_another_sequence(rows, plain, tmp_path):
     assert sequence(rows, tmp_path / "run", seed=7) != plain
+
+
+DEALT = dict(rebalance=True, data="paper", batch_size=2, grad_accum=STEP)  # eight samples a step
+
+
+@pytest.fixture(scope="module")
+def in_order(rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("order") / "run"
+    return passes_of(rows, folder, stops=(3,), **DEALT | dict(rebalance=False)), json.loads(
+        (folder / "losses.json").read_text()
+    )
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_dealt_out_by_length(rows, in_order, tmp_path, processes):
+    "The same samples in every step, the same losses, less padding; the last step comes after a resume."
+    whole, losses = in_order
+    dealt = passes_of(rows, tmp_path / "run", stops=(2, 3), processes=processes, workers=1, **DEALT)
+    each = len(dealt[0]) // 3  # passes of a step on each device
+    assert each == STEP // processes
+    for step in range(3):
+        expected = Counter(name for given in whole[0][STEP * step : STEP * (step + 1)] for name in given[:-1])
+        parts = [given for device in dealt for given in device[each * step : each * (step + 1)]]
+        assert (
+            Counter(name for given in parts for name in given[:-1]) == expected and sum(expected.values()) == 2 * STEP
+        )
+    padded = lambda devices: sum(given[-1][0] * given[-1][1] for device in devices for given in device)  # noqa: E731
+    assert padded(dealt) < 0.9 * padded(whole)
+    assert json.loads((tmp_path / "run" / "losses.json").read_text()) == pytest.approx(losses, rel=1e-4)
