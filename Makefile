@@ -1,7 +1,7 @@
 # make train    install, then train and show the tiny model            (minutes)
 # make check-1B install, then the whole way at the real shapes of 1B with random weights, on the CPU: is there memory, is the way open (minutes);
 #               the picture in runs/check-1B/, the record in data/results/check-1B.json
-# make test     install, then run every notebook at smoke size, then pytest
+# make test     install, then run every notebook at smoke size, then pytest; both with one process per core
 # make install  everything above needs, in .venv; does nothing when it is there already
 # make clean    remove the environment, caches and test leftovers; runs/ and data/ stay
 
@@ -34,13 +34,13 @@ check-1B: install
 	mkdir -p runs
 	$(BIN)/papermill nbs/check_1B.ipynb runs/check-1B.ipynb -p size 1B -p write True
 
-# Tests take nothing from a network, use no GPU, draw on no screen and use one thread per process: nbdev_test runs one process per core.
+# Tests take nothing from a network, use no GPU, draw on no screen and use one thread per process: nbdev_test and pytest run one process per core.
 test: export HF_HUB_OFFLINE = 1
 test: export CUDA_VISIBLE_DEVICES =
 test: export MPLBACKEND = agg
 test: export OMP_NUM_THREADS = 1
 test: install
-	$(BIN)/nbdev_test && $(BIN)/pytest
+	$(BIN)/nbdev_test && $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache *.egg-info

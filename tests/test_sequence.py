@@ -18,6 +18,7 @@ from perceptio.prepare import open_sources, prepare_sources
 from perceptio.samples import Collator
 from perceptio.settings import Settings
 from perceptio.trainer import PerceptioTrainer, train, training_arguments
+from perceptio.training import HeldOut
 
 STEP = 4  # samples of an optimiser step
 
@@ -126,3 +127,31 @@ def test_dealt_out_by_length(rows, in_order, tmp_path, processes):
     padded = lambda devices: sum(given[-1][0] * given[-1][1] for device in devices for given in device)  # noqa: E731
     assert padded(dealt) < 0.9 * padded(whole)
     assert json.loads((tmp_path / "run" / "losses.json").read_text()) == pytest.approx(losses, rel=1e-4)
+
+
+def measure_held(rows, folder):
+    "What every process finds on the rows that are kept out, with weights that nobody has trained."
+    torch.set_num_threads(1)
+    settings = Settings.load(
+        "smoke", data="paper", mix_res=1.0, mix_vqa=1.0, mix_grounded=1.0, max_length=1024, held_out=3
+    )
+    mixture = PaperMixture(open_sources(rows), settings, held_out=settings.held_out)
+    model, tokenizer = build_model(settings, DepthCodebook.from_settings(settings))
+    collate = Collator(tokenizer, model.vocab, settings, sam_pixels=model.mask_head.preprocess)
+    arguments = training_arguments(settings, folder, disable_tqdm=True)
+    trainer = PerceptioTrainer(model, arguments, train_dataset=mixture, data_collator=collate)
+    found = HeldOut(trainer, None, 0).measure()
+    Path(folder, f"held-{arguments.process_index}.json").write_text(json.dumps(found | {"rows": len(mixture.held)}))
+
+
+def test_held_out_rows_by_two_processes(rows, tmp_path):
+    "An odd number of rows: the second process has nothing to do in the last round."
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        launch(measure_held, str(rows), str(folder), processes=processes)
+        found += [json.loads(file.read_text()) for file in sorted(folder.glob("held-*.json"))]
+    assert found[0]["rows"] % 2 and found[0]["held-out samples"] == found[0]["rows"]
+    assert {"held-out loss", "held-out text perplexity", "held-out mask IoU"} <= set(found[0])
+    assert found[1] == found[2] == pytest.approx(found[0], rel=1e-4)
