@@ -1757,6 +1757,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'perceptio.training.HeldOut.measure': ('training.html#heldout.measure', 'perceptio/training.py'),
                                     'perceptio.training.HeldOut.on_step_end': ( 'training.html#heldout.on_step_end',
                                                                                 'perceptio/training.py'),
+                                    'perceptio.training.HeldOut.read': ('training.html#heldout.read', 'perceptio/training.py'),
                                     'perceptio.training.make_trainer': ('training.html#make_trainer', 'perceptio/training.py'),
                                     'perceptio.training.prepare_scenes': ('training.html#prepare_scenes', 'perceptio/training.py'),
                                     'perceptio.training.run_codebook': ('training.html#run_codebook', 'perceptio/training.py'),

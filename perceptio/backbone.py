@@ -170,7 +170,7 @@ def check_attention(
 ) -> str:  # the same
     "Refuse an attention kernel that this machine cannot run."
     if kind.startswith("fl") and not torch.cuda.is_available():
-        raise ValueError(f"attention = {kind} runs on a GPU, and torch sees none: set attention = auto")
+        raise ValueError(f"attention = {kind} is for GPUs, and torch sees none: set attention = auto")
     module, package = FLASH.get(kind, ("torch", "torch"))
     if importlib.util.find_spec(module) is None:
         raise ValueError(f"attention = {kind} needs the package {package} ({module} is not installed): pip install {package} --no-build-isolation, or set attention = sdpa")

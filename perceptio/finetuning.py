@@ -18,6 +18,7 @@ from PIL import Image
 
 from .evaluation import ask, predict
 from .generation import Perceptio, find_checkpoint
+from .lengths import SampleLengths
 from .metrics import RefSegMetrics
 from .model import step_counts
 from .notebook import in_test, run_dir
@@ -88,7 +89,7 @@ def score_expressions(
 # %% ../nbs/46_finetuning.ipynb #da7a088b
 FREE = (
     "seed", "lr", "mask_lr", "weight_decay", "warmup", "clip", "batch_size", "grad_accum", "world_size", "epochs", "max_steps", "save_steps", "keep_checkpoints",
-    "workers", "max_length", "precision", "gradient_checkpointing", "mask_size", "mask_points", "seg_point",
+    "workers", "rebalance", "max_length", "precision", "gradient_checkpointing", "mask_size", "mask_points", "seg_point",
 )  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def tuning_settings(
     "The checkpoint's settings for training on rows."
     if fixed := sorted(set(changes) - set(FREE)):
         raise ValueError(f"{', '.join(fixed)} belongs to the weights of the checkpoint: change only {', '.join(FREE)}")
-    own = dict(data="paper", cache_sam_features=False, world_size=1, mask_size=settings.mask_size or settings.image_size)
+    own = dict(data="paper", cache_sam_features=False, world_size=1, held_out=0, mask_size=settings.mask_size or settings.image_size)
     return replace(settings, **own | changes)
 
 # %% ../nbs/46_finetuning.ipynb #a96212b9
@@ -193,6 +194,7 @@ def tuning_trainer(
     return PerceptioTrainer(
         model, arguments, train_dataset=mixture, data_collator=Collator(tokenizer, model.vocab, settings, sam_pixels=pixels, skip=mixture.skip), processing_class=tokenizer,
         mask_lr=settings.mask_lr, count=lambda batch: step_counts(batch, model.vocab), callbacks=list(callbacks),
+        lengths=SampleLengths(mixture, tokenizer, model.vocab) if settings.rebalance else None,
     )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ class Steady:
 
 
 def asked(predictor: Perceptio, sample: Sample, way: str) -> tuple:  # prompt ids, tiles, processor, perception tokens of a full answer
-    "What goes into `generation.write` for one way of answering."
+    "What goes into `decoding.write` for one way of answering."
     perceive, how, _ = WAYS[way]
     perceive, vocab, tiles = wants(perceive, predictor.settings), predictor.vocab, image_tiles(sample.image, predictor.settings)
     prompt = prompt_ids(sample.turns[0].question, perceive, len(tiles) * image_tokens(predictor.settings), predictor.tokenizer, predictor.settings)

@@ -84,7 +84,7 @@ def training_arguments(
     values = dict(
         output_dir=str(out), max_steps=steps or -1, num_train_epochs=settings.epochs, per_device_train_batch_size=samples,
         gradient_accumulation_steps=accumulated, learning_rate=settings.lr, weight_decay=settings.weight_decay,
-        adam_beta1=settings.beta1, adam_beta2=settings.beta2, max_grad_norm=settings.clip, warmup_steps=settings.warmup,
+        adam_beta1=settings.beta1, adam_beta2=settings.beta2, adam_epsilon=1e-8, max_grad_norm=settings.clip, warmup_steps=settings.warmup,
         lr_scheduler_type="cosine", bf16=use_bf16(settings), use_cpu=not torch.cuda.is_available(), seed=settings.seed,
         data_seed=settings.seed, save_steps=save_steps or settings.save_steps or max(1, steps // 8), save_total_limit=settings.keep_checkpoints,
         logging_steps=log_steps or (max(1, steps // 100) if steps else 10), remove_unused_columns=False,
@@ -187,7 +187,7 @@ class PerceptioTrainer(Trainer):
         "AdamW; no decay on biases and norms; what is new at its own learning rate."
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, self.args.learning_rate, self.args.weight_decay, self.mask_lr or self.args.learning_rate),
-            betas=(self.args.adam_beta1, self.args.adam_beta2),
+            betas=(self.args.adam_beta1, self.args.adam_beta2), eps=self.args.adam_epsilon,
         )
         return self.optimizer
 

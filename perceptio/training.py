@@ -23,7 +23,7 @@ from .notebook import in_test, project_root, run_dir
 from .paper_mixture import PaperMixture
 from .prepare import open_sources, rows_dir
 from .record import Run
-from .samples import Collator
+from .samples import Collator, Sample
 from .saving import gathered_state, save_model
 from .settings import Settings
 from .suite import Curve
@@ -149,7 +149,7 @@ class HeldOut(TrainerCallback):
         every: int,  # optimiser steps; 0 = at the end only
     ):
         self.trainer, self.run, self.every, self.seconds = trainer, run, every, 0.0
-        self.rows = list(getattr(trainer.train_dataset, "held", ()))
+        self.rows, self.empty = list(getattr(trainer.train_dataset, "held", ())), {}
 
     def on_step_end(self, args, state, control, **kwargs):
         "Measure every so often, and after the last step."
@@ -157,6 +157,15 @@ class HeldOut(TrainerCallback):
             started = time.perf_counter()
             self.run.log(state.global_step, **self.measure())
             self.seconds += time.perf_counter() - started
+
+    def read(self, row: int) -> Sample:
+        "A held-out row; one that turns out bad is written down the first time, and stays empty."
+        if row in self.empty:
+            return self.empty[row]
+        sample = self.trainer.train_dataset.read(row)
+        if not sample.turns:
+            self.empty[row] = sample
+        return sample
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:  # "held-out loss", ...; what the rows do not have is left out
@@ -169,7 +178,7 @@ class HeldOut(TrainerCallback):
             model.eval()
             for first in range(0, len(self.rows), processes):
                 mine = first + process
-                batch = trainer.data_collator([trainer.train_dataset.read(self.rows[mine % len(self.rows)])])
+                batch = trainer.data_collator([self.read(self.rows[mine % len(self.rows)])])
                 batch.pop("keys")
                 total += weighted_terms(model, trainer._prepare_inputs(batch)) * (mine < len(self.rows))
             model.train()

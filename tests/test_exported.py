@@ -63,9 +63,8 @@ def answer(folder):
     start = inputs["input_ids"].shape[1]
     forced = Third(start, tokenizer.convert_tokens_to_ids("<|im_end|>"))
     said = model.generate(**inputs, max_new_tokens=9, logits_processor=[forced])
-    free = model.generate(**inputs, max_new_tokens=2)
     types = {str(p.dtype) for p in model.parameters()}
-    return dict(ids=inputs["input_ids"][0].tolist(), said=said.shape[1] - start, free=free.shape[1] - start, types=sorted(types))
+    return dict(ids=inputs["input_ids"][0].tolist(), said=said.shape[1] - start, types=sorted(types))
 
 
 torch.set_num_threads(1)
@@ -123,7 +122,6 @@ def test_a_stranger_reads_our_prompt(exported):
 def test_generation_ends_with_the_answer(exported):
     for name, found in exported[3].items():
         assert found["said"] == 3, name  # two tokens and <|im_end|>; nine without an end
-        assert found["free"] <= 2, name
 
 
 def test_one_type_in_a_folder(exported):
