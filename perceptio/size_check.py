@@ -50,7 +50,7 @@ from .trainer import RunLog, checkpoint_step, train, use_bf16
 from .training import make_trainer, run_codebook, train_run
 
 # %% ../nbs/49_size_check.ipynb #c49a0007
-TWO_STEPS = dict(batch_size=1, grad_accum=2, world_size=1, max_steps=2, save_steps=1, workers=0, count_mode="soft", mix_res=0.0, mix_depth=0.0, mix_vqa=0.0, mix_grounded=0.0, use_own=False)
+TWO_STEPS = dict(batch_size=1, grad_accum=1, world_size=1, max_steps=2, save_steps=1, workers=0, count_mode="soft", mix_res=0.0, mix_depth=0.0, mix_vqa=0.0, mix_grounded=0.0, use_own=False)
 SMALL_PARTS = SMALL | dict(  # the published formats, at shapes that take seconds
     base="check/small", vocab_size=300, lora_rank=4, lora_alpha=8, n_depth_tokens=9, depth_size=96, code_dim=16, sam_config="tiny", sam_image_size=128, mask_dim=64, mask_size=64, mask_points=0,
 )  # fmt: skip
@@ -202,8 +202,8 @@ class KillIn(TrainerCallback):
     def __init__(self, step: int):  # from 1
         self.step = step
 
-    def on_substep_end(self, args, state, control, **kwargs):
-        "After the first pass of the step."
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        "With the gradients of the step, before the weights move."
         if state.global_step == self.step - 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
