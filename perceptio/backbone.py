@@ -144,7 +144,7 @@ def backbone_config(
     "transformers' InternVLConfig for these settings."
     from transformers import InternVLConfig
 
-    scratch = settings.vision_layers < 8
+    scratch, llama = settings.vision_layers < 8, settings.text_model == "llama"
     vision = dict(
         hidden_size=settings.vision_hidden, num_hidden_layers=settings.vision_layers, num_attention_heads=settings.vision_heads,
         intermediate_size=settings.vision_mlp, image_size=[settings.image_size] * 2, patch_size=[settings.patch_size] * 2,
@@ -153,8 +153,8 @@ def backbone_config(
     text = dict(
         model_type=settings.text_model, hidden_size=settings.text_hidden, num_hidden_layers=settings.text_layers,
         num_attention_heads=settings.text_heads, num_key_value_heads=settings.text_kv_heads, intermediate_size=settings.text_mlp,
-        vocab_size=vocab_size, tie_word_embeddings=False, max_position_embeddings=settings.max_length, rms_norm_eps=1e-5 if settings.text_model == "llama" else 1e-6,
-        rope_parameters=dict(rope_type="default", rope_theta=1e6),
+        vocab_size=vocab_size, tie_word_embeddings=False, max_position_embeddings=settings.max_length if scratch else 32768, rms_norm_eps=1e-5 if llama else 1e-6,
+        rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=1e6) if llama else dict(rope_type="default", rope_theta=1e6),
     )  # fmt: skip
     return InternVLConfig(
         vision_config=vision, text_config=text, image_token_id=image_token_id, image_seq_length=image_tokens(settings),

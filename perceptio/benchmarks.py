@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from .chat import refuse_reserved
 from .depth_benchmarks import VARIANTS, hardblink_items
 from .evaluation import ask
 from .generation import Perceptio
@@ -164,6 +165,7 @@ class Adapter:
         requests: list,  # with args (question, generation_kwargs, doc_to_visual, doc_id, task, split)
     ) -> list[str]:  # the answers without perception tokens
         "Answer all questions, in batches that want the same."
+        self.check_texts(requests)
         wishes = [wish(r.args[1], self.perceive, self.max_new_tokens) for r in requests]
         problems = [problem(self.visuals(r)) for r in requests]
         if counts := check_visuals(((f"{r.args[4]}/{r.args[3]}", p) for r, p in zip(requests, problems)), self.several):
@@ -175,6 +177,14 @@ class Adapter:
                     texts[k] = text
                 bar.update(len(batch))
         return texts
+
+    def check_texts(self, requests: list) -> None:
+        "Refuse a question that holds a reserved word."
+        for r in requests:
+            try:
+                refuse_reserved(r.args[0], self.perceptio.tokenizer)
+            except ValueError as error:
+                raise ValueError(f"question {r.args[4]}/{r.args[3]}: {error}") from None
 
     def answer(self, requests: list, wanted: Wish) -> list[str]:
         "One batch."

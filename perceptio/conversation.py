@@ -13,7 +13,7 @@ import torch
 from .answers import PerceptioOutput
 from .backbone import check_image, image_tiles, image_tokens
 from .chat import check_room, stop_id
-from .decoding import Decoding, Written, all_written, left_pad, write_codes, write_text
+from .decoding import Decoding, Written, all_written, left_pad, write_forced, write_text
 from .samples import prompt_ids, wants
 from .tokens import parse_output
 
@@ -67,15 +67,12 @@ class Conversation:
             decoding = Decoding(model, *left_pad([self.ids + prompt], tokenizer.pad_token_id), self.tiles)
         else:
             decoding.append(torch.tensor([prompt], device=decoding.ids.device))
-        start, forced = decoding.ids.shape[1], guided and perceive not in ("auto", "none")
+        start = decoding.ids.shape[1]
         with model.arithmetic():
-            if forced:
-                begin = [vocab.seg_id] * (perceive != "depth") + [vocab.start_id] * (perceive != "seg")
-                decoding.append(torch.tensor([begin], device=decoding.ids.device))
-                if perceive != "seg":
-                    write_codes(decoding)
-            banned = [*(vocab.ids if forced or perceive == "none" else ()), model.inner.config.image_token_id]  # which the next turn would take for an image
-            write_text(decoding, tokenizer, new if forced else new + self.perceptio.room(perceive), banned=banned)
+            if guided and perceive not in ("auto", "none"):
+                write_forced(decoding, tokenizer, perceive, new)
+            else:
+                write_text(decoding, tokenizer, new + self.perceptio.room(perceive), banned=vocab.ids if perceive == "none" else ())
         row, end = all_written(decoding, tokenizer, start)[0], stop_id(tokenizer)
         if decoding.ids[0, -1] != end:  # cut by max_new_tokens: the next turn must find it ended
             decoding.append(torch.full_like(decoding.ids[:, :1], end))

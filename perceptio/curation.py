@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .chat import reserved_words
 from .depth_cache import ABSENT
 from .refcoco import SPLITS, USUAL, find_refcoco, read_refs
 from .rows import BadSample, decode_mask, encode_mask
-from .tokens import END, SEG, START
 
 # %% ../nbs/26c_curation.ipynb #be54efad
 RULES = ("min_area", "min_box_iou", "max_similarity", "drop_leaks", "compose", "seed")
@@ -320,8 +320,8 @@ def _sentence(line, where):
 def _clean(sentence, where):
     if not isinstance(sentence, str) or not sentence.strip() or "\n" in sentence.strip():
         raise ValueError(f"{where}: sentence is {sentence!r}: give one line of text")
-    if token := next((t for t in (SEG, START, END, "<d_") if t in sentence), None):
-        raise ValueError(f"{where}: the sentence contains {token!r}, which only the model writes: rephrase it")
+    if found := reserved_words(sentence):
+        raise ValueError(f"{where}: the sentence contains {found[0]!r}, which only the program writes: rephrase it")
     return sentence.strip()
 
 

@@ -107,6 +107,8 @@ class Perceptio:
         unknown = [w for w in self.tokenizer.tokenize(out.question) if w == self.tokenizer.unk_token and w is not None]
         if unknown:
             out.notes.append(f"{len(unknown)} words of the question are unknown to this model's tokenizer")
+        if self.tokenizer.unk_token_id is not None and (lost := out.token_ids.count(self.tokenizer.unk_token_id)):
+            out.notes.append(f"{lost} words of the answer are unknown to this model's tokenizer, and the text leaves them out")
         if perceive == "auto" and out.mask is None and out.depth is None and (self.settings.use_seg or self.settings.use_depth):
             out.notes.append(UNPERCEIVED)
         return out

@@ -78,7 +78,8 @@ def prompt_ids(
 ) -> list[int]:
     "The user's turn with the words that ask for perception."
     start = [tokenizer.bos_token_id] if first and tokenizer.bos_token_id is not None else []
-    asked = question_text(refuse_reserved(question, tokenizer) + PERCEIVE.get(perceive, ""), n_image_tokens, settings.system_message, first)
+    question, system = (refuse_reserved(text, tokenizer) for text in (question, settings.system_message))
+    asked = question_text(question + PERCEIVE.get(perceive, ""), n_image_tokens, system, first)
     return start + tokenizer(asked, add_special_tokens=False).input_ids
 
 
