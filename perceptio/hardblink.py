@@ -293,8 +293,15 @@ _DRESS = re.compile(r"\\(?:boxed|text|textbf|mathbf|mathrm)(?=\{)|[*_`$\"“”]
 _BRACKETS = re.compile(r"(?<![A-Za-z])[(\[{]+\s*([A-Za-z])\s*[)\]}]+")
 _VERBS = "is|was|are|as|because|since|and|or|but|which|with|at|to|has|appears|seems|looks"
 _CAPITAL = rf"(?!A\s+(?!(?:{_VERBS})\b)[a-z])([A-HJ-Z])(?![\w'’])"  # neither the article nor the pronoun
-_LETTER = rf"\(?{_CAPITAL}\)?"
-_NOUN = r"(?i:(?:the\s+)?(?:(?:point|option|choice|letter|marker|label|circle|one)\s+)?(?:(?:is\s+)?(?:labell?ed|marked)\s+)?)"
+_LETTER = rf"\(?{_CAPITAL}\)?+"  # with its bracket: what is said of "(C)" stands behind that
+_NOUN = r"(?i:(?:the\s+)?(?:(?:point|option|choice|letter|marker|label|circle|one)\s+)?(?:(?:is\s+)?(?:labell?ed|marked)\s+(?:(?:as|with|by)\s+(?:the\s+letter\s+|point\s+)?)?)?)"
+_AND = r"(?:\s*(?:,|/|&|\b(?:or|and|nor)\b))+\s*(?:[Pp]oint\s+)?"
+_SMALL = rf"(?:[b-hj-z]|a(?!\s+(?!(?:{_VERBS})\b)[a-z]))(?![\w'’-]|\.\w)"  # no article, no "e.g."
+_ITEM = rf"\(?(?:[A-Z]\b|{_SMALL})\)?"
+_NAMED = re.compile(  # a lower-case letter, or a list, after the word that says what it is; "is a" leaves open what follows
+    r"(?:(?i:\b(?:point|option|choice|letter|marker|label|circle|answer|labell?ed|marked))(?:\s+as)?(?:\s*[:=]\s*|\s+)|(?:\b(?:is|was|be)|['’]s)\s*:?\s+(?!a\b))"
+    rf"{_ITEM}(?:{_AND}{_ITEM})*"
+)
 _BE = r"(?:(?:is|was|would\s+be|must\s+be|should\s+be)\b|'s|’s)"
 _SEEMS = rf"(?:\s*{_BE}|\s+(?:appears|seems|looks)(?:\s+to\s+be)?)\s+(?:clearly\s+|definitely\s+|probably\s+|likely\s+)?(?:the\s+)?(?:point\s+|one\s+)?(?:correct\s+)?"
 _BEFORE = "|".join((  # what names the answer that follows
@@ -306,8 +313,8 @@ _COMPARED = re.compile(rf"{_LETTER}{_SEEMS}(?:closer|nearer)\b")
 _BRACKETED = re.compile(r"\(([A-Z])\)(?!\s+(?:is|isn't|was|lies|has|looks|seems|appears)\b)")
 _OPENING = re.compile(rf"{_NOUN}{_LETTER}\s*(?:[.,:;!\n–-]|(?i:because|since|as)\b|$)(?!\s*(?i:and|or)?\s*\(?{_CAPITAL})")
 _NOT = re.compile(r"(?i:(?:\bnot|n't|n’t|\bnever|\bnor|\bneither)\s+(?:that\s+|the\s+|point\s+|option\s+)*)\(?$")
-_LEFT = re.compile(rf"{_LETTER}\s*(?:or|and|nor|/|&|,)\s*(?:[Pp]oint\s+)?\(?$")
-_RIGHT = re.compile(rf"\s*(?:or|and|/|&|,)\s*(?:[Pp]oint\s+)?{_LETTER}(?!\s+(?:is|has|lies|appears|looks|seems|being)\b)")
+_LEFT = re.compile(rf"{_LETTER}{_AND}\(?$")
+_RIGHT = re.compile(rf"(?:,?\s*(?:or\b|/)\s*(?:[Pp]oint\s+)?{_LETTER}|{_AND}{_LETTER}(?!\s+(?:is|has|lies|appears|looks|seems|being)\b))")
 
 
 def claims(
@@ -329,6 +336,7 @@ def parse_letter(
 ) -> str | None:  # None: no valid letter, or more than one
     """The letter that a generated answer settles on."""
     text = _BRACKETS.sub(lambda m: f"({m[1].upper()})", _DRESS.sub(" ", _TOKEN.sub(" ", text))).strip(" \n\t'‘’")
+    text = _NAMED.sub(lambda m: re.sub(rf"(?<![\w'’]){_SMALL}", lambda letter: letter[0].upper(), m[0]), text)
     if re.fullmatch(r"[a-z]\s*[.)]?", text):
         text = text.upper()
     opening = {m[1]} if (m := _OPENING.match(text)) else set()
