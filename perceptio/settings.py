@@ -374,7 +374,11 @@ def parse_overrides(
 ) -> dict[str, int | float | bool | str]:  # for `Settings.load`
     "The settings that a notebook's parameter `settings` names, each of its own type."
     kinds, found = {f.name: f.type for f in fields(Settings)}, {}
-    for part in shlex.split(text):
+    try:
+        parts = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"settings = {text!r} cannot be divided into name=value ({error}): close every quote, as in base='my models/8B', and put values with a quote or a backslash in quotes") from None
+    for part in parts:
         name, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"settings = {text!r}: {part!r} is not of the form name=value; write \"batch_size=1 grad_accum=4\", without blanks around =")
