@@ -238,7 +238,7 @@ class MapSet:
         places = [(c, i) for c, cache in enumerate(self.caches) for i in cache.usable.tolist()]
         self.places = places if rows is None else [places[r] for r in rows]
         if not self.places:
-            raise ValueError("there is no depth map to train on: run nbs/prepare_data.ipynb, which keeps those of ADE20K and RefCOCO, or name a folder of photographs")
+            raise ValueError("there is no depth map to train on: run nbs/train_codebook.ipynb with -p images FOLDER, a folder of photographs, whose maps are then made (nbs/prepare_data.ipynb keeps maps of its images too, once there is a codebook)")
         if len(teachers := {cache.meta["teacher"] for cache in self.caches}) > 1:
             raise ValueError(f"the maps are of {len(teachers)} depth teachers ({', '.join(sorted(t[:12] for t in teachers))}): a codebook learns from one; name the folder of one of them")
         if (found := self[[0]].shape[-1]) != size:
