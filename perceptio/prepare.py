@@ -184,7 +184,7 @@ def same_codebook(home: Path, codebook: DepthCodebook) -> None:
     if len(files) != 1:
         raise ValueError(f"{len(files)} codebooks in {home.name}/ (codebook/, *.pt, *.pth), where the one that its depth tokens were made with belongs: another would read other shapes from the same numbers")
     sign = lambda c: fingerprint(c.state_dict(), config=c.rule)
-    theirs, ours = sign(DepthCodebook.from_pretrained(files[0], size=codebook.size)), sign(codebook)
+    theirs, ours = sign(DepthCodebook.from_pretrained(files[0], size=codebook.size, unit="inverse")), sign(codebook)  # only compared: what it speaks was asked of the one in use
     if theirs != ours:
         raise ValueError(f"the depth tokens in {home.name}/ were made with {files[0].name} ({theirs[:12]}), and the codebook in use is another ({ours[:12]}): name {home.name}/{files[0].name} as `codebook` in settings.ini to train on these rows")
 
