@@ -12,6 +12,8 @@ __all__ = ['LIKE_PUBLISHED', 'KINDS', 'PICTURES', 'PEAKS', 'COMPARED', 'random_s
 # %% ../nbs/48b_gpu_check.ipynb #e5c38030
 import gc
 import hashlib
+import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -216,17 +218,19 @@ def pass_flops(
     }  # fmt: skip
 
 # %% ../nbs/48b_gpu_check.ipynb #3cc29706
-PEAKS = {  # TFLOP/s in dense bfloat16 by the vendors' data sheets; the first name that the device's contains counts
-    "H200": 989.4, "H100 PCIe": 756.0, "H100": 989.4, "GH200": 989.4, "B200": 2250.0, "A100": 312.0, "L40S": 362.0, "A6000": 154.8, "RTX 4090": 165.2, "A10": 125.0, "L4": 121.0,
+PEAKS = {  # TFLOP/s in dense bfloat16 by the vendor's data sheets; names as torch.cuda.get_device_name gives them
+    "NVIDIA H200": 989.4, "NVIDIA H100 80GB HBM3": 989.4, "NVIDIA H100 PCIe": 756.0, "NVIDIA GH200 480GB": 989.4, "NVIDIA B200": 2250.0,
+    "NVIDIA A100-SXM4-40GB": 312.0, "NVIDIA A100-SXM4-80GB": 312.0, "NVIDIA A100-PCIE-40GB": 312.0, "NVIDIA A100 80GB PCIe": 312.0,
+    "NVIDIA L40S": 362.0, "NVIDIA RTX A6000": 154.8, "NVIDIA GeForce RTX 4090": 165.2, "NVIDIA A10": 125.0, "NVIDIA L4": 121.0,
 }  # fmt: skip
 
 
 def peak_rate(
-    device_name: str,
+    device_name: str,  # of record, e.g. "1 x NVIDIA H200", or the driver's
     given: float = 0.0,  # TFLOP/s; 0 = by the table
 ) -> float | None:  # TFLOP/s; None = not known
     "What the data sheet promises."
-    return given or next((rate for name, rate in PEAKS.items() if name in device_name), None)
+    return given or PEAKS.get(re.sub(r"^\d+ x ", "", device_name))
 
 
 def wait(device: str) -> None:
@@ -379,10 +383,12 @@ def distance(a: dict, b: dict) -> float:
 def resume_costs(
     settings: Settings,
     samples: Sequence[Sample],
-    folder: Path,
+    folder: Path,  # of these runs alone; checkpoints in it are removed
     device: str,
 ) -> dict:
     "One run of two steps, and twice the second step from its checkpoint."
+    for earlier in folder.glob("checkpoint-*"):
+        shutil.rmtree(earlier)
     ends, seconds = [], []
     for _ in range(3):
         started = time.perf_counter()
