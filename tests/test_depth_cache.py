@@ -19,12 +19,13 @@ from conftest import ROOT, cells, source
 from PIL import Image
 
 import perceptio.depth_cache
+from perceptio import codebook_training
 from perceptio.codebook import DepthCodebook, normalize_depth
 from perceptio.depth_cache import DepthTokens, write_depth_tokens
 from perceptio.depth_store import Depth, untrained, write_depth
 from perceptio.launch import launch
 from perceptio.notebook import run_dir
-from perceptio.record import results_dir
+from perceptio.record import Run, read_metrics, read_run, results_dir
 from perceptio.scenes import fixture
 from perceptio.settings import Settings
 
@@ -249,17 +250,38 @@ def scene_depth(path):
 
 
 def test_a_codebook_of_published_kind_from_kept_maps(tmp_path, monkeypatch):
-    "train_codebook.ipynb at 1B on twelve maps, its shapes made small: two steps, its table, result and codebook."
-    small, load = dict(n_depth_tokens=9, depth_size=96, code_dim=16), Settings.load
+    "train_codebook.ipynb at 1B on twelve maps, its shapes made small: killed and begun again; its log, curve, table, result and codebook."
+    small, load, log, name = dict(n_depth_tokens=9, depth_size=96, code_dim=16), Settings.load, Run.log, "codebook-1B-9"
     monkeypatch.setattr(Settings, "load", lambda size, **chosen: load(size, **small | chosen))
+    monkeypatch.setattr(codebook_training, "train_codebook", partial(codebook_training.train_codebook, every=10))
     made = Depth(tmp_path / "tokens", partial(untrained, Settings.load("1B")), no_teacher, scene_depth)
     write_depth(made, "scenes", tmp_path, [f"{k}.png" for k in range(12)], progress=False)
-    space = {}
-    for cell in (c for c in cells(ROOT / "nbs" / "train_codebook.ipynb") if c["cell_type"] == "code"):
-        exec(source(cell), space)
-        if "parameters" in cell["metadata"].get("tags", ()):
-            space |= dict(size="1B", steps=2, maps_dir=str(tmp_path / "tokens"))
-    plt.close("all")
+
+    def train():
+        space = {}
+        for cell in (c for c in cells(ROOT / "nbs" / "train_codebook.ipynb") if c["cell_type"] == "code"):
+            exec(source(cell), space)
+            if "parameters" in cell["metadata"].get("tags", ()):
+                space |= dict(size="1B", steps=12, maps_dir=str(tmp_path / "tokens"))
+            if "training MSE" in source(cell):
+                space["drawn"] = [list(line.get_xdata()) for axis in space["axes"] for line in axis.lines]
+        plt.close("all")
+        return space
+
+    def dies(run, step, **values):
+        log(run, step, **values)
+        if step == 10:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Run, "log", dies)
+        train()
+    assert [row["step"] for row in read_metrics(name)] == [0, 10]  # the state is that after the steps 0 to 9
+    space = train()
+    assert [row["step"] for row in read_metrics(name)] == [0, 10]
+    assert [r["step"] for r in read_run(name)["resumed"]] == [9] and read_run(name)["status"] == "finished"
+    assert [r["step"] for r in space["trained"][9]["history"]] == list(range(12))
+    assert space["drawn"] == [list(range(12))] * 3
     assert [space["stores"][split].shape for split in ("train", "val")] == [(11, 96, 96), (1, 96, 96)]
     book = DepthCodebook.from_pretrained(run_dir("codebook-1B-9") / "codebook")
     assert (book.size, book.n_codes, book.n_tokens, book.code_dim) == (96, 128, 9, 16)
