@@ -115,12 +115,8 @@ def save_training(
 
 def read_training(file: str | Path) -> tuple[dict[str, Tensor], dict]:  # tensors, numbers
     "What a state of training holds."
-    try:
-        with open_weights(file) as kept:
-            return {name: kept.get_tensor(name) for name in kept.keys()}, json.loads(kept.metadata()["numbers"])
-    except ValueError as error:
-        said = str(error).removesuffix(": download it again")
-        raise ValueError(f"{said}: delete this state of training, which then begins anew") from error
+    with open_weights(file, remedy="delete this state of training, which then begins anew") as kept:
+        return {name: kept.get_tensor(name) for name in kept.keys()}, json.loads(kept.metadata()["numbers"])
 
 
 def load_training(file: str | Path, codebook, optimizer, schedule, generator) -> list[dict]:  # one record per step done

@@ -27,6 +27,7 @@ from .codebook import DepthCodebook
 from .depth_teacher import DepthTeacher, check_image, fingerprint
 from .notebook import say_once
 from .record import hash_file
+from .weights import open_array, open_weights
 
 # %% ../nbs/26b_depth_cache.ipynb #0ad4b9c3
 ABSENT = 255  # the byte of an image without tokens; no codebook here has so many codes
@@ -44,6 +45,7 @@ def identity(
     keys: Sequence[str],  # names of the images, in order
     teacher: DepthTeacher | str | None,
     codebook: DepthCodebook,
+    pictures: Sequence[str] = (),  # what stands for the content of each image, such as a hash; () = `teacher` says where maps come from, and that is enough
 ) -> dict:  # JSON-ready
     "What decides the codes: images, teacher, codebook."
     if codebook.n_codes > ABSENT:
@@ -52,9 +54,11 @@ def identity(
         seen = set()
         twice = next(k for k in keys if k in seen or seen.add(k))
         raise ValueError(f"key {twice!r} stands in the list twice: a key names one image")
-    of_keys = hashlib.sha256(json.dumps(list(keys)).encode()).hexdigest()
+    if pictures and len(pictures) != len(keys):
+        raise ValueError(f"{len(pictures)} pictures for {len(keys)} keys: give one for each")
+    of_keys, of_pictures = (hashlib.sha256(json.dumps(list(what)).encode()).hexdigest() for what in (keys, pictures))
     of_codebook = fingerprint(codebook.state_dict(), config=codebook.rule)
-    return dict(teacher=teacher_hash(teacher), codebook=of_codebook, keys=of_keys, N=len(keys), n=codebook.n_tokens)
+    return dict(teacher=teacher_hash(teacher), codebook=of_codebook, keys=of_keys, pictures=of_pictures if pictures else "", N=len(keys), n=codebook.n_tokens)
 
 
 def tokens_folder(
@@ -74,7 +78,7 @@ def refuse_other(
     hint: str = "",
 ) -> None:
     "Raise if two identities differ, naming what differs."
-    short = lambda v: v[:12] if isinstance(v, str) else v
+    short = lambda v: v[:12] or "unknown" if isinstance(v, str) else v
     other = [f"{k} {short(found.get(k))}, not {short(v)}" for k, v in wanted.items() if found.get(k) != v]
     if other:
         raise ValueError(f"the depth tokens in {folder.name!r} were made with {'; '.join(other)}{hint}. They would mean something else: use what they were made with, or write elsewhere")
@@ -164,42 +168,49 @@ def _save_shard(path, codes, skipped, maps):
 
 
 def _load_shard(path):
-    "(codes, {row: reason})"
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as file:
+    "(codes, {row: reason}); FileNotFoundError where another process has joined the shards in the meantime."
+    with open_weights(path, "numpy", "delete it and call again, only its images are computed anew") as file:
         return file.get_tensor("codes"), {int(i): why for i, why in json.loads(file.metadata()["skipped"]).items()}
 
 # %% ../nbs/26b_depth_cache.ipynb #32fb0814
+def _read_json(path, remedy):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
+
+
 def _begin(folder, plan):
     "Make the folder of shards with its plan, or check that the one found follows the same."
     shards = folder / "shards"
     if (shards / "plan.json").exists():
-        found = json.loads((shards / "plan.json").read_text())
+        found = _read_json(shards / "plan.json", "delete the folder `shards` and call again")
         return refuse_other(found, plan, folder, " (it is not complete: delete it, or go on as it was begun)")
     shards.mkdir(parents=True, exist_ok=True)
     _replace_json(shards / "plan.json", plan, shards)
 
 
-def _check_skipped(keys, parts, paths, max_skipped):
+def _check_skipped(keys, parts, paths, allowed):
     "Refuse a cache with too many holes; its shards with holes are made again by the next call."
     skipped = {i: why for _, holes in parts for i, why in holes.items()}
-    if skipped and (len(skipped) == len(keys) or len(skipped) > max(10, max_skipped * len(keys))):
+    if len(skipped) > allowed:
         for path, (_, holes) in zip(paths, parts):
             if holes:
                 path.unlink(missing_ok=True)
         i, why = next(iter(skipped.items()))
-        raise ValueError(f"{len(skipped)} of {len(keys)} images could not be read, the first is {keys[i]!r} ({why}): check the folder of images and call again, or raise max_skipped={max_skipped}")
+        raise ValueError(f"{len(skipped)} of {len(keys)} images could not be read, the first is {keys[i]!r} ({why}): check the folder of images and call again, or raise max_skipped")
     return [dict(row=i, key=keys[i], reason=why) for i, why in skipped.items()]
 
 
-def _join(folder, keys, plan, paths, max_skipped):
+def _join(folder, keys, pictures, plan, paths, allowed):
     "Shards into one file; meta.json is last."
     shards, parts = folder / "shards", [_load_shard(p) for p in paths]
-    skipped = _check_skipped(keys, parts, paths, max_skipped)
+    skipped = _check_skipped(keys, parts, paths, allowed)
     codes = np.concatenate([codes for codes, _ in parts] or [np.zeros((0, plan["n"]), np.uint8)])
     _replace(folder / "codes.npy", lambda file: np.save(file, codes), shards)
     _replace_json(folder / "keys.json", list(keys), shards)
+    if pictures:
+        _replace_json(folder / "pictures.json", list(pictures), shards)
     _replace_json(folder / "skipped.json", skipped, shards)
     _replace_json(folder / "meta.json", plan | dict(skipped=len(skipped), sha256=hash_file(folder / "codes.npy")), shards)
     if skipped:
@@ -218,7 +229,9 @@ def write_depth_tokens(
     shard: int = SHARD,  # images per unit of work
     workers: int = 4,  # threads that read images ahead
     maps: bool = False,  # keep the depth maps too, size x size bytes an image
+    pictures: Sequence[str] = (),  # what stands for the content of each image: see `identity`
     max_skipped: float = 0.1,  # share of unreadable images above which something else is wrong; ten are always let pass, all never
+    total: int = 0,  # images of the set that these are a part of, which is what `max_skipped` is a share of; 0 = these are all
     progress: bool = True,  # a bar with images/s and the remaining time, in the first process
 ) -> Path:  # the folder; complete when the last process returns
     "Compute the depth tokens of all images. Interrupted, the same call goes on and ends with the same bytes."
@@ -226,19 +239,21 @@ def write_depth_tokens(
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
     if not 0 <= rank < world_size or shard < 1 or batch_size < 1:
         raise ValueError(f"process {rank} of {world_size}, {shard} images a shard, {batch_size} a batch: give a rank from 0 to world_size - 1, and sizes of at least 1")
-    folder, plan = Path(folder), dict(identity(keys, teacher, codebook), batch_size=batch_size, shard=shard, maps=maps)
+    folder, plan = Path(folder), dict(identity(keys, teacher, codebook, pictures), batch_size=batch_size, shard=shard, maps=maps)
+    total = total or len(keys)
+    allowed = max(0, min(max(10, max_skipped * total), total - 1))
     make = partial(_make_shard, load=load, teacher=teacher, codebook=codebook, batch_size=batch_size, workers=workers, maps=maps)
     try:
         if not (folder / "meta.json").exists():
             _begin(folder, plan)
             paths = _make_mine(folder, len(keys), shard, rank, world_size, make, progress)
             if all(p.exists() for p in paths):
-                _join(folder, keys, plan, paths, max_skipped)
+                _join(folder, keys, pictures, plan, paths, allowed)
     except FileNotFoundError:
         if not (folder / "meta.json").exists():  # else another process has joined the shards and removed them
             raise
     if (folder / "meta.json").exists():
-        DepthTokens.open(folder, keys, teacher, codebook, maps)
+        DepthTokens.open(folder, keys, teacher, codebook, maps, pictures)
         shutil.rmtree(folder / "shards", ignore_errors=True)
     return folder
 
@@ -271,7 +286,10 @@ class DepthTokens:
             there = len(list(self.folder.glob("shards/*.safetensors")))
             state = f"are not complete, {there} shards of them are there; the same call of write_depth_tokens finishes them" if there else "do not exist: make them with write_depth_tokens"
             raise ValueError(f"the depth tokens in {self.folder.name!r} {state}")
-        self.meta = json.loads((self.folder / "meta.json").read_text())
+        self.redo = f"delete the folder {self.folder} and make it again"
+        self.meta = _read_json(self.folder / "meta.json", self.redo)
+        if "pictures" not in self.meta:
+            raise ValueError(f"{self.folder / 'meta.json'} does not say which pictures its names stand for, as caches of earlier versions: {self.redo}")
 
     @classmethod
     def open(
@@ -281,10 +299,11 @@ class DepthTokens:
         teacher: DepthTeacher | str | None,
         codebook: DepthCodebook,
         maps: bool = False,  # they must be there too
+        pictures: Sequence[str] = (),  # as they were when it was made
     ) -> "DepthTokens":
         "Open a cache, refusing that of other images, another teacher or another codebook, or one without the maps."
         tokens, hint = cls(folder), ""
-        wanted = identity(keys, teacher, codebook) | (dict(maps=True) if maps else {})
+        wanted = identity(keys, teacher, codebook, pictures) | (dict(maps=True) if maps else {})
         if tokens.meta["keys"] != wanted["keys"]:
             i = next((i for i, (a, b) in enumerate(zip(tokens.keys, keys)) if a != b), min(len(tokens), len(keys)))
             at = lambda names: repr(names[i]) if i < len(names) else "the end"
@@ -300,18 +319,23 @@ class DepthTokens:
 
     @cached_property
     def codes(self) -> np.ndarray:  # (N, n) uint8, a memory map; rows of `skipped` are 255
-        codes = np.load(self.folder / "codes.npy", mmap_mode="r")
+        codes = open_array(self.folder / "codes.npy", self.redo)
         if codes.shape != (self.meta["N"], self.meta["n"]) or codes.dtype != np.uint8:
-            raise ValueError(f"codes.npy in {self.folder.name!r} is {codes.dtype} {codes.shape}, meta.json says {(self.meta['N'], self.meta['n'])}: it was changed; delete the folder and make it again")
+            raise ValueError(f"codes.npy in {self.folder.name!r} is {codes.dtype} {codes.shape}, meta.json says {(self.meta['N'], self.meta['n'])}: it was changed; {self.redo}")
         return codes
 
     @cached_property
     def keys(self) -> list[str]:
-        return json.loads((self.folder / "keys.json").read_text())
+        return _read_json(self.folder / "keys.json", self.redo)
+
+    @cached_property
+    def pictures(self) -> dict[str, str]:  # key -> what stands for its content; "" = not known
+        known = _read_json(self.folder / "pictures.json", self.redo) if self.meta["pictures"] else [""] * len(self)
+        return dict(zip(self.keys, known))
 
     @cached_property
     def skipped(self) -> dict[int, dict]:  # row -> {"row", "key", "reason"}
-        return {hole["row"]: hole for hole in json.loads((self.folder / "skipped.json").read_text())}
+        return {hole["row"]: hole for hole in _read_json(self.folder / "skipped.json", self.redo)}
 
     @cached_property
     def usable(self) -> np.ndarray:  # int64 rows that have tokens, ascending
@@ -354,5 +378,5 @@ class DepthTokens:
         if not self.meta["maps"]:
             raise ValueError(f"the cache {self.folder.name!r} holds depth tokens only: make it again with maps=True")
         i, shard = self.row(item), self.meta["shard"]
-        levels = np.load(_maps_file(self.folder, i // shard * shard), mmap_mode="r")[i % shard]
+        levels = open_array(_maps_file(self.folder, i // shard * shard), self.redo)[i % shard]
         return levels.astype(np.float32) / 255

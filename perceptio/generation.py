@@ -34,7 +34,7 @@ def find_checkpoint(
     places = [folder / more for folder in (Path(path), *near(path)) for more in ("", "checkpoint")]
     for place in places:
         if (place / "settings.json").is_file():
-            return place
+            return place.absolute()  # parts of it are read later
     runs = sorted({p.parent.parent.name for folder in near("runs") for p in folder.glob("*/checkpoint/settings.json")})
     raise ValueError(f"no Perceptio checkpoint at {str(path)!r}; runs with one: {', '.join(runs) or 'none'}. `make train` makes runs/tiny")
 
@@ -66,16 +66,18 @@ class Perceptio:
         cls,
         path: str | Path,
         device: str | torch.device = "",  # "" = the GPU if there is one
+        base: str | Path = "",  # folder of the base; "" = in the checkpoint, or where its settings say
+        sam: str | Path = "",  # SAM2's file or folder; "" = likewise
     ) -> "Perceptio":
         "Load a checkpoint folder or a run; only the language side is read now."
         folder = find_checkpoint(path)
-        model, tokenizer = load_model(folder, seg=False, depth=False)
+        model, tokenizer = load_model(folder, seg=False, depth=False, base=base, sam=sam)
         return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer, folder)
 
     @loaded_once
     def mask_head(self):
         "SAM2 behind the [SEG] projection."
-        head = self.model.mask_head if self.model.mask_head is not None else load_mask_head(self.folder)
+        head = self.model.mask_head if self.model.mask_head is not None else load_mask_head(self.folder, self.model.places.sam_checkpoint)
         return head.to(self.model.device)
 
     @loaded_once

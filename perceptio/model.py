@@ -175,6 +175,7 @@ class PerceptioModel(nn.Module):
     ):
         super().__init__()
         self.settings, self.vocab = settings, vocab
+        self.places = settings  # its base and sam_checkpoint: where they lie; load_model says where it found them
         self.backbone, self.mask_head = backbone, mask_head
         self.codebook = codebook.freeze() if codebook is not None else None
 

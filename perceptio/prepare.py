@@ -229,15 +229,14 @@ def prepare_source(job: Job, name: str) -> list[Report]:
     return reader.reports
 
 
-def refcoco_depth(job: Job, name: str = "refcoco") -> tuple[DepthStore, list[Report]]:
-    "Depth tokens of the images of all prepared RefCOCO sets."
-    store, names = DepthStore([]), {}
+def refcoco_depth(job: Job, name: str = "refcoco") -> tuple[dict[Path, DepthStore], list[Report]]:
+    "Depth tokens of the images of all prepared RefCOCO sets, by the folder of their images: all three have the same, as a rule."
+    names = {}
     for source in open_sources(job.out):
         if source.name == "res":
-            of_set = dict.fromkeys(row["image"] for row in source.rows)
-            store = write_depth(job.need_depth(), name, source.images, of_set, progress=job.progress)
-            names |= of_set
-    return store, [store.report(name, list(names))]
+            names.setdefault(source.images, {}).update(dict.fromkeys(row["image"] for row in source.rows))
+    stores = {images: write_depth(job.need_depth(), name, images, of_them, progress=job.progress) for images, of_them in names.items()}
+    return stores, [store.report(name, list(names[images])) for images, store in stores.items()]
 
 # %% ../nbs/28_prepare.ipynb #46bd4201
 def prepare_joint(job: Job, name: str) -> list[Report]:
@@ -247,7 +246,7 @@ def prepare_joint(job: Job, name: str) -> list[Report]:
         raise ValueError(f"the rows of {name} are not prepared")
     told = json.loads((job.out / name / "source.json").read_text())
     (folder / "source.json").unlink(missing_ok=True)
-    store, codebook = refcoco_depth(job)[0], job.need_depth().codebook
+    store, codebook = refcoco_depth(job)[0][Path(told["images"])], job.need_depth().codebook
     sentences = read_sentences(job.sentences) if job.sentences else None
     curation = Curation(held_out_images(job.root), store, sentences, lambda codes: decode_codes(codebook, codes.tolist()))
     write_joint(folder, RowFile(job.out / name), curation)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SAM_TINY', 'VIDEO_PARTS', 'HYDRA', 'SAM_FILES', 'IMAGE_MEAN', 'IMAGE_STD', 'sam_config_file', 'tiny_overrides',
            'hydra_untouched', 'build_sam2_whole', 'drop_video_parts', 'read_sam_file', 'differences',
-           'load_sam_weights', 'build_sam', 'save_sam', 'load_sam', 'squash', 'preprocess', 'pyramid_features',
-           'image_features']
+           'load_sam_weights', 'find_sam', 'build_sam', 'save_sam', 'load_sam', 'squash', 'preprocess',
+           'pyramid_features', 'image_features']
 
 # %% ../nbs/14_sam.ipynb #fb6e3d24
 import json
@@ -175,17 +175,23 @@ def load_sam_weights(
     return sam
 
 
+def find_sam(
+    name: str | Path,  # of a file or folder, relative to the checkout or to the current folder
+) -> Path:
+    "Where SAM2's weights lie."
+    places = near(name)
+    if found := next((p for p in places if p.is_file() or (p / "sam.safetensors").is_file()), None):
+        return found
+    raise ValueError(f"no SAM2 weights at {str(name)!r}: set sam_checkpoint to {SAM_FILES}. Looked at {', '.join(map(str, places))}")
+
+
 def build_sam(
     settings: Settings,  # also reads sam_checkpoint: a file or folder, relative to the checkout; "" = random weights
 ) -> nn.Module:  # SAM2Base for still images, in eval mode, fp32, on the CPU
     "SAM2 of the configured size and weights."
+    found = find_sam(settings.sam_checkpoint) if settings.sam_checkpoint else None
     sam = drop_video_parts(build_sam2_whole(settings))
-    if not settings.sam_checkpoint:
-        return sam
-    places = near(settings.sam_checkpoint)
-    if not (found := next((p for p in places if p.is_file() or (p / "sam.safetensors").is_file()), None)):
-        raise ValueError(f"no SAM2 weights at {settings.sam_checkpoint!r}: set sam_checkpoint to {SAM_FILES}. Looked at {', '.join(map(str, places))}")
-    return load_sam_weights(sam, found)
+    return load_sam_weights(sam, found) if found else sam
 
 # %% ../nbs/14_sam.ipynb #cb4130ae
 def save_sam(

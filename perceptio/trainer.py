@@ -26,7 +26,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 from .record import write_json
 from .saving import trained_state
 from .settings import Settings, nearest
-from .weights import read_weights
+from .weights import check_state, read_weights
 
 # %% ../nbs/30_trainer.ipynb #4f2c9431
 log = logging.getLogger(__name__)
@@ -247,6 +247,8 @@ def train(
     if step is not None and not resume:
         raise ValueError(f"{out.name!r} holds a checkpoint of step {step}: resume it, give the run another name, or delete the folder")
     last = str(out / f"checkpoint-{step}") if step is not None else None
+    if last:
+        check_state(last, f"delete the folder checkpoint-{step}, and the run goes on from the checkpoint before it, or from its beginning")
     if last and (before := json.loads((Path(last) / COMPLETE).read_text())["processes"]) != trainer.args.world_size:
         log.warning("the checkpoint was written by %s processes and goes on with %s: the same samples and steps, other random numbers in dropout", before, trainer.args.world_size)
     if last and 0 < trainer.args.max_steps <= step:  # nothing left to do; Trainer would take one more step

@@ -32,3 +32,21 @@ def module_name(path):
 
 def tree(path):
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def write_stand_in(folder):
+    "A base of the smoke size as pretraining leaves it, language/ and sam/, of a seed that the settings do not have."
+    import torch
+
+    from perceptio.backbone import build_backbone, build_tokenizer
+    from perceptio.model import TEST_WORDS
+    from perceptio.sam import build_sam, save_sam
+    from perceptio.settings import Settings
+
+    settings, tokenizer = Settings.load("smoke", seed=7), build_tokenizer(TEST_WORDS)
+    torch.manual_seed(7)
+    ids = dict(vocab_size=len(tokenizer), image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))
+    build_backbone(settings, **ids).save_pretrained(folder / "language")
+    tokenizer.save_pretrained(folder / "language")
+    save_sam(build_sam(settings), folder / "sam")
+    return folder

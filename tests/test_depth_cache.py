@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -242,7 +243,42 @@ def test_a_set_of_images_by_two_processes(tmp_path):
         found[n] = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         assert len(list(images.glob("process-*"))) == n
         assert np.array_equal(store["259.png"], codebook().encode(torch.from_numpy(depth(359))[None, None])[0].numpy())
-    assert found[1] == found[2] and len(found[1]) == 6
+    assert found[1] == found[2] and len(found[1]) == 7
+
+
+def seen(path):
+    "What a file shows, as a map; leaves a line about each file that was opened."
+    with (path.parent.parent / "opened").open("a") as log:
+        log.write(f"{path.parent.name}/{path.stem} ")
+    return np.asarray(Image.open(path).convert("L"), np.float32) / 255
+
+
+def test_equal_names_in_another_folder(tmp_path):
+    "x.png, y.png and z.png of several folders, which show these maps: each name has the tokens of its own picture."
+    made, written = Depth(tmp_path / "tokens", codebook, no_teacher, seen), {}
+    for number in (0, 1, 2, 5, 6):
+        written[number] = (depth(100 + number) * 255).round().astype(np.uint8)
+    expected = {
+        n: codebook().encode(torch.from_numpy(m)[None, None].float() / 255)[0].numpy() for n, m in written.items()
+    }
+    assert len({codes.tobytes() for codes in expected.values()}) == 5
+    folders = {"a": (0, 1, 2), "b": (0, 5, 6), "c": (0, 5, 2), "d": (6, 1, 0)}
+    for folder, numbers in folders.items():
+        (tmp_path / folder).mkdir()
+        for letter, number in zip("xyz", numbers):
+            Image.fromarray(written[number]).save(tmp_path / folder / f"{letter}.png")
+    opened = []
+    for folder in "abcdbca":
+        (tmp_path / "opened").write_text("")
+        store = write_depth(made, "some", tmp_path / folder, ["x.png", "y.png", "z.png"], progress=False)
+        opened.append((tmp_path / "opened").read_text().split())
+        read = pickle.loads(pickle.dumps(store))  # training opens the folders that are named in source.json
+        for letter, number in zip("xyz", folders[folder]):
+            assert np.array_equal(store.codes(f"{letter}.png"), expected[number]), (folder, letter)
+            assert np.array_equal(read.codes(f"{letter}.png"), expected[number]), (folder, letter)
+    assert [sorted(o) for o in opened[:2]] == [["a/x", "a/y", "a/z"], ["b/y", "b/z"]]
+    assert len(opened[2]) <= 1 and sorted(opened[3]) == ["d/x", "d/z"]  # y of c lies in b's, z in a's, in no order both
+    assert opened[4:] == [[], [], []]
 
 
 def scene_depth(path):
