@@ -91,7 +91,7 @@ class Perceptio:
         text: str,  # the question
         perceive: str = "auto",  # "auto" | "seg" | "depth" | "both" | "none"
         guided: bool = True,  # force Eq. 1 for "seg", "depth" and "both"
-        max_new_tokens: int = 64,  # of text; perception tokens are not counted
+        max_new_tokens: int = 64,  # of text; where nothing is forced (perceive="auto", guided=False), n + 3 more, which may be perception tokens
     ) -> PerceptioOutput:
         "Answer one question about one image."
         return self.batch([image], [text], perceive, guided, max_new_tokens)[0]
