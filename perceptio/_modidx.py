@@ -26,6 +26,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'perceptio.ade20k.levels': ('ade20k.html#levels', 'perceptio/ade20k.py'),
                                   'perceptio.ade20k.mark_image': ('ade20k.html#mark_image', 'perceptio/ade20k.py'),
                                   'perceptio.ade20k.marked_row': ('ade20k.html#marked_row', 'perceptio/ade20k.py'),
+                                  'perceptio.ade20k.photographs': ('ade20k.html#photographs', 'perceptio/ade20k.py'),
                                   'perceptio.ade20k.place_markers': ('ade20k.html#place_markers', 'perceptio/ade20k.py'),
                                   'perceptio.ade20k.reasoning': ('ade20k.html#reasoning', 'perceptio/ade20k.py'),
                                   'perceptio.ade20k.take_spans': ('ade20k.html#take_spans', 'perceptio/ade20k.py'),

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'FIRST', 'LAST', 'APART', 'STEPS', 'NUMBERS', 'GENERATE', 'THINK', 'PLACE', 'LAYOUTS', 'MAP', 'SPAN', 'levels',
-           'place_markers', 'choose_markers', 'mark_image', 'reasoning', 'ade_images', 'find_ade20k', 'write_ade20k',
-           'depth_row', 'marked_row', 'ade_rows', 'complete', 'take_spans', 'aurora_row', 'aurora_rows', 'aurora_entry']
+           'place_markers', 'choose_markers', 'mark_image', 'reasoning', 'ade_images', 'photographs', 'find_ade20k',
+           'write_ade20k', 'depth_row', 'marked_row', 'ade_rows', 'complete', 'take_spans', 'aurora_row', 'aurora_rows',
+           'aurora_entry']
 
 # %% ../nbs/25a_ade20k.ipynb #3942deb2
 import json
+import os
 import re
 import zlib
 from collections import Counter
@@ -119,6 +121,11 @@ def ade_images(root: str | Path) -> list[str]:  # paths below the root, sorted
     if not found:
         raise ValueError(f"{root} has no images: there is none of {', '.join(LAYOUTS)}, and no image in the folder itself. ADE20K is ADEChallengeData2016.zip of sceneparsing.csail.mit.edu")
     return found
+
+
+def photographs(folder: Path) -> list[str]:  # paths below the folder, sorted
+    "All photographs below a folder; hidden files and ADE20K's label pictures are none."
+    return sorted((Path(home) / name).relative_to(folder).as_posix() for home, _, names in os.walk(folder) for name in _photographs(names))
 
 
 def _photographs(names):

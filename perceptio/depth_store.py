@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 
+from .ade20k import photographs
 from .codebook import DepthCodebook
 from .depth_cache import DepthTokens, tokens_folder, write_depth_tokens
 from .depth_teacher import TEACHERS, DepthTeacher, fingerprint
@@ -334,7 +335,7 @@ def write_maps(
 ) -> None:
     "The teacher's maps of all photographs below a folder; only those that are not there are computed."
     images = Path(images)
-    names = sorted(p.relative_to(images).as_posix() for p in images.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    names = photographs(images)
     if not names:
         raise ValueError(f"there is no .jpg or .png below {images.name!r}: name a folder of photographs")
     write_depth(Depth(folder, partial(untrained, settings), partial(named_teacher, settings), spread=spread), images.name, images, names, progress=progress)
