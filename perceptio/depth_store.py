@@ -272,7 +272,13 @@ class MapSet:
         rows: Sequence[int] | None = None,  # of all maps, one after the other; None = all
     ):
         self.caches, self.size = list(caches), size
-        places = [(c, i) for c, cache in enumerate(self.caches) for i in cache.usable.tolist()]
+        first = {}  # of what is the same photograph in several caches
+        for c, cache in enumerate(self.caches):
+            known = list(cache.pictures.items())
+            for i in cache.usable.tolist():
+                name, content = known[i]
+                first.setdefault(content or (cache.folder.parents[1].name, name), (c, i))  # the set of images, and the name in it
+        places = list(first.values())
         self.places = places if rows is None else [places[r] for r in rows]
         if not self.places:
             raise ValueError("there is no depth map to train on: run nbs/train_codebook.ipynb with -p images FOLDER, a folder of photographs, whose maps are then made (nbs/prepare_data.ipynb keeps maps of its images too, once there is a codebook)")
@@ -308,12 +314,8 @@ def kept_maps(
     size: int,  # pixels per side
 ) -> tuple[MapSet, MapSet]:  # to train on, and every twentieth, at most 500, to measure on
     "All depth maps of a folder; an image that lies in several caches counts once."
-    caches, seen = [], set()
-    for cache in (DepthTokens(file.parent) for file in sorted(Path(folder).rglob("meta.json"))):
-        what = (cache.meta["teacher"], cache.meta["keys"], cache.meta["pictures"])
-        if cache.meta["maps"] and "AURORA's codes" not in cache.meta["teacher"] and what not in seen:
-            seen.add(what)
-            caches.append(cache)
+    found = [DepthTokens(file.parent) for file in sorted(Path(folder).rglob("meta.json"))]
+    caches = [cache for cache in found if cache.meta["maps"] and "AURORA's codes" not in cache.meta["teacher"]]
     n = len(MapSet(caches, size))
     held = range(0, n, max(20, -(-n // 500)))
     return MapSet(caches, size, sorted(set(range(n)) - set(held))), MapSet(caches, size, held)
