@@ -140,13 +140,15 @@ class Adapter:
         guided: bool = False,  # hold the perception tokens to Eq. 1
         several: str = "refuse",  # questions with several images or a video: "refuse" | "empty"
         max_new_tokens: int = 64,  # text tokens, for tasks that name no number
+        base: str = "",  # where the checkpoint's base and SAM2 lie; "" = where it says
+        sam: str = "",
     ):
         super().__init__()
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size is {batch_size!r}: give a number, 1 or more")
         wish({}, perceive), check_visuals([], several)
         local = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-        self.perceptio = Perceptio.from_pretrained(pretrained, device or local)
+        self.perceptio = Perceptio.from_pretrained(pretrained, device or local, base=base, sam=sam)
         self.batch_size, self.perceive, self.guided = int(batch_size), perceive, guided
         self.several, self.max_new_tokens = several, max_new_tokens
 
@@ -348,7 +350,7 @@ def lmms_command(
     include: str | Path | None = None,  # the folder of `write_tasks`
     batch_size: int = 8,
     limit: int | None = None,  # first questions only: for trying out, no result
-    **model_args,  # of Adapter: perceive, guided, several, device, max_new_tokens
+    **model_args,  # of Adapter: perceive, guided, several, device, max_new_tokens, base, sam
 ) -> list[str]:
     "The call of `lmms-eval`, for subprocess.run."
     args = ",".join(f"{k}={v}" for k, v in {"pretrained": pretrained, **model_args}.items())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CATALOGUE', 'FREE', 'divide', 'write_catalogue', 'score_expressions', 'tuning_settings', 'row_texts', 'word_report',
-           'check_told_apart', 'own_source', 'sources_hash', 'tuning_trainer', 'finetune']
+           'check_told_apart', 'own_source', 'sources_hash', 'tuning_mixture', 'finetune']
 
 # %% ../nbs/46_finetuning.ipynb #ce7c4fc6
 import hashlib
@@ -18,17 +18,15 @@ from PIL import Image
 
 from .evaluation import ask, predict
 from .generation import Perceptio, find_checkpoint
-from .lengths import SampleLengths
 from .metrics import RefSegMetrics
-from .model import step_counts
-from .notebook import in_test, run_dir
+from .notebook import run_dir
 from .paper_mixture import PARTS, PaperMixture, Source
 from .record import Run
 from .rows import SEGMENT, Report, decode_mask, encode_mask, find_image, read_image
-from .samples import Collator
 from .saving import load_model, save_model
 from .settings import Settings
-from .trainer import PerceptioTrainer, RunLog, checkpoint_step, train, training_arguments
+from .trainer import RunLog, checkpoint_step, train
+from .training import trainer_on
 
 # %% ../nbs/46_finetuning.ipynb #9e22b58a
 def divide(
@@ -177,25 +175,15 @@ def sources_hash(sources: Sequence[Source]) -> str:  # 64 hexadecimal digits
     return found.hexdigest()
 
 
-def tuning_trainer(
-    model,  # PerceptioModel
-    tokenizer,
+def tuning_mixture(
     sources: Sequence[Source],
+    settings: Settings,
     folder: Path,  # of the run
-    callbacks: Sequence = (),
-) -> PerceptioTrainer:
-    "The paper's trainer on these rows; the model's settings are the run's."
-    settings = model.settings
+) -> PaperMixture:
+    "These rows, as often as the steps need them."
     step, rows = settings.batch_size * settings.grad_accum * settings.world_size, sum(len(s.rows) for s in sources)
     epochs = -(-settings.max_steps * step // rows) if settings.max_steps else -int(-settings.epochs // 1)
-    mixture = PaperMixture(sources, settings, epochs, skipped=folder / "skipped.jsonl")
-    pixels = model.mask_head.preprocess if settings.use_seg else None
-    arguments = training_arguments(settings, folder, disable_tqdm=in_test(), train_sampling_strategy="sequential", num_train_epochs=settings.epochs / epochs)
-    return PerceptioTrainer(
-        model, arguments, train_dataset=mixture, data_collator=Collator(tokenizer, model.vocab, settings, sam_pixels=pixels, skip=mixture.skip), processing_class=tokenizer,
-        mask_lr=settings.mask_lr, count=lambda batch: step_counts(batch, model.vocab), callbacks=list(callbacks),
-        lengths=SampleLengths(mixture, tokenizer, model.vocab) if settings.rebalance else None,
-    )  # fmt: skip
+    return PaperMixture(sources, settings, epochs, skipped=folder / "skipped.jsonl")
 
 
 def finetune(
@@ -203,19 +191,21 @@ def finetune(
     sources: Sequence[Source],
     name: str,  # of the new run
     resume: bool = True,  # go on from the run's last checkpoint
+    base: str | Path = "",  # where the checkpoint's base and SAM2 lie, as for load_model; "" = where it says
+    sam: str | Path = "",
     **changes,  # settings, names in FREE
 ) -> Perceptio:
     "Train a checkpoint on these rows, and leave the result in runs/<name>/checkpoint."
     start, folder = find_checkpoint(checkpoint), run_dir(name)
     if start.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"run {name!r} would be written over the checkpoint it starts from: give it another name")
-    model, tokenizer = load_model(start)
+    model, tokenizer = load_model(start, base=base, sam=sam)
     for source in sources:
         check_told_apart(source.rows, tokenizer)
     model.settings = tuning_settings(model.settings, **changes)
     done = checkpoint_step(folder) if resume else None
     with Run(name, model.settings, data_hash=sources_hash(sources), resume=done) as run:
         run.record |= dict(base_run=start.parent.name if start.name == "checkpoint" else start.name)
-        train(tuning_trainer(model, tokenizer, sources, folder, [RunLog(run)]), resume)
+        train(trainer_on(model, tokenizer, tuning_mixture(sources, model.settings, folder), folder, [RunLog(run)]), resume)
         save_model(model.eval(), tokenizer, folder / "checkpoint")
     return Perceptio(model, tokenizer, folder / "checkpoint")

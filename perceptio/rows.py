@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXTENSIONS', 'SLACK', 'SEGMENT', 'Report', 'in_units', 'report_table', 'is_text', 'inside', 'on_disk', 'spellings',
-           'only', 'find_image', 'read_image', 'run_lengths', 'unpack_counts', 'decode_mask', 'encode_mask',
-           'mend_mask', 'write_rows', 'counted', 'RowFile', 'row_sample', 'image_path']
+           'only', 'find_image', 'opened_image', 'read_image', 'run_lengths', 'unpack_counts', 'decode_mask',
+           'encode_mask', 'mend_mask', 'write_rows', 'counted', 'RowFile', 'row_sample', 'image_path']
 
 # %% ../nbs/21_rows.ipynb #debbe8da
 import hashlib
@@ -15,6 +15,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -146,17 +147,24 @@ def find_image(
     return only(files([first]) or files(others))
 
 
-def read_image(path: Path) -> np.ndarray:  # (H, W, 3) uint8
-    "An image file as 8-bit RGB, its pixels as stored: masks of data sets count those."
+@contextmanager
+def opened_image(path: Path):  # or a file object
+    "An image file, as PIL has it; raises BadSample where it cannot be opened or read."
     try:
         with Image.open(path) as file:
-            if file.mode.startswith(("I", "F")):
-                raise BadSample(f"image has mode {file.mode}, more than 8 bits per channel")
-            return np.array(file.convert("RGB"))
+            yield file
     except FileNotFoundError:
         raise BadSample("image is missing") from None
     except (UnidentifiedImageError, OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise BadSample(f"image cannot be read: {type(error).__name__}") from error
+
+
+def read_image(path: Path) -> np.ndarray:  # (H, W, 3) uint8
+    "An image file as 8-bit RGB, its pixels as stored: masks of data sets count those."
+    with opened_image(path) as file:
+        if file.mode.startswith(("I", "F")):
+            raise BadSample(f"image has mode {file.mode}, more than 8 bits per channel")
+        return np.array(file.convert("RGB"))
 
 # %% ../nbs/21_rows.ipynb #d3d892f8
 SLACK = (0.05, 4)  # a polygon may leave the image by this share of a side, or by so many pixels: the larger of the two
