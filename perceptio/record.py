@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['write_atomically', 'plain', 'write_json', 'hash_file', 'hash_files', 'git', 'code_state', 'versions', 'device_name',
-           'provenance', 'read_run', 'read_metrics', 'Run', 'results_dir', 'recorded_settings', 'write_result',
-           'weights_hash', 'read_result']
+           'provenance', 'read_run', 'metric_line', 'read_metrics', 'Run', 'results_dir', 'recorded_settings',
+           'write_result', 'weights_hash', 'read_result']
 
 # %% ../nbs/01_record.ipynb #6e538df8
 import hashlib
@@ -168,16 +168,32 @@ def read_run(
     return json.loads((folder / "run.json").read_text(encoding="utf-8"))
 
 
+def metric_line(
+    row: dict,  # numbers by name, JSON-ready
+) -> str:  # one line of JSON
+    "A row of a log. JSON has no NaN and no infinity: they are written as text, \"NaN\", \"Infinity\", \"-Infinity\", which every reader of JSON can read."
+    return json.dumps({k: json.dumps(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}) + "\n"
+
+
 def read_metrics(
     run: str | Path,  # a run's name, or its folder
 ) -> list[dict]:  # one dict per log line, with step and seconds
     "The log lines of a run; a last line that was cut short by a crash is left out, and said so."
-    folder = run if isinstance(run, Path) else run_dir(run)
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        say_once(f"{folder.name}: the last line of metrics.jsonl is incomplete and was left out")
-        lines.pop()
-    return [json.loads(line) for line in lines]
+    path = (run if isinstance(run, Path) else run_dir(run)) / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"no log {path}: was the run begun?")
+    *lines, rest = path.read_bytes().split(b"\n")
+    if rest:
+        say_once(f"{path.parent.name}: the last line of metrics.jsonl is incomplete and was left out")
+    return [_row(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _row(path, number, line):
+    try:
+        row = json.loads(line)
+        return {k: float(v) if v in ("NaN", "Infinity", "-Infinity") else v for k, v in row.items()} | {"step": int(row["step"])}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}, line {number} is no line of a log ({type(error).__name__}: {error}): delete this line") from error
 
 # %% ../nbs/01_record.ipynb #b424d097
 class Run:
@@ -196,7 +212,7 @@ class Run:
         self.writes, self.last_step, self._earlier = os.environ.get("RANK", "0") == "0", 0, 0.0
         kept = self._resume(resume) if resume is not None else []
         if self.writes:
-            write_atomically(self.dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+            write_atomically(self.dir / "metrics.jsonl", "".join(map(metric_line, kept)))
         self._start = time.perf_counter()
         self._save()
 
@@ -247,7 +263,7 @@ class Run:
         self.last_step = step
         if self.writes:
             with (self.dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dict(step=step, seconds=self.seconds, **plain(values))) + "\n")
+                file.write(metric_line(dict(step=step, seconds=self.seconds, **plain(values))))
 
     def finish(
         self,
