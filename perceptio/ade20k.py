@@ -22,8 +22,8 @@ from PIL import Image
 
 from .hardblink import AURORA_QUESTION, LETTERS, draw_markers
 from .instruct import conversation_turns, json_entries
-from .rows import EXTENSIONS, BadSample, Report, counted, find_image
-from .samples import Sample
+from .rows import EXTENSIONS, Report, counted, find_image
+from .samples import BadSample, Sample
 from .scenes import Scene
 
 # %% ../nbs/25a_ade20k.ipynb #32ce54f8

@@ -25,7 +25,8 @@ import pandas as pd
 from .chat import reserved_words
 from .depth_cache import ABSENT
 from .refcoco import SPLITS, USUAL, find_refcoco, read_refs
-from .rows import BadSample, decode_mask, encode_mask
+from .rows import decode_mask, encode_mask
+from .samples import BadSample
 
 # %% ../nbs/26c_curation.ipynb #be54efad
 RULES = ("min_area", "min_box_iou", "max_similarity", "drop_leaks", "compose", "seed")

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .raycast import SHAPES, SIZES
 from .sam import preprocess
-from .scenes import COLORS, SHAPES, SIZES
+from .shading import COLORS
 
 # %% ../nbs/30b_dense_heads.ipynb #5542f2f0
 def scene_prompts(

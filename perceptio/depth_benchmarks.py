@@ -22,7 +22,8 @@ from PIL import Image
 from .ade20k import SIDE, THINK, levels, mark_image, place_markers
 from .chat import reserved_words
 from .hardblink import AURORA_QUESTION, LETTERS
-from .rows import BadSample, Report, find_image, read_image
+from .rows import Report, find_image, read_image
+from .samples import BadSample
 from .scenes import Scene
 
 # %% ../nbs/25b_benchmarks_depth.ipynb #3123c699

@@ -26,7 +26,8 @@ from .depth_cache import DepthTokens, tokens_folder, write_depth_tokens
 from .depth_teacher import TEACHERS, DepthTeacher, fingerprint
 from .notebook import project_root
 from .record import hash_file
-from .rows import BadSample, Report, find_image, read_image
+from .rows import Report, find_image, read_image
+from .samples import BadSample
 from .settings import Settings
 
 # %% ../nbs/27c_depth_store.ipynb #751ecc18

@@ -22,9 +22,10 @@ from .codebook import DepthCodebook
 from .depth_store import find_depth
 from .model import TEST_WORDS, PerceptioModel
 from .new_rows import CHUNK, check_linear
+from .notebook import project_root
 from .prepare import check_data, prepared_folders, rows_dir
 from .segmentation import build_mask_head
-from .settings import Settings, project_root
+from .settings import Settings
 from .tokens import PerceptionVocab
 
 # %% ../nbs/29_dry_run.ipynb #fd3cd002

@@ -19,7 +19,8 @@ from .codebook_training import train_codebook
 from .depth_benchmarks import write_hardblink
 from .depth_store import Depth
 from .own_data import write_own_data
-from .rows import BadSample, read_image
+from .rows import read_image
+from .samples import BadSample
 from .scenes import fixture
 from .settings import Settings
 from .write_instruct import write_gcg, write_llava

@@ -16,7 +16,8 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from .instruct import ImageFolders, check_text, json_entries, json_items
-from .rows import BadSample, Report, mend_mask
+from .rows import Report, mend_mask
+from .samples import BadSample
 
 # %% ../nbs/23b_grounded.ipynb #76ca1d93
 GCG_EXPECTED = 214_000  # the paper's number, rounded as there

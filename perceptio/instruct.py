@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from .chat import reserved_words
-from .rows import BadSample, Report, inside, is_text, on_disk, only, spellings
+from .rows import Report, inside, is_text, on_disk, only, spellings
+from .samples import BadSample
 
 # %% ../nbs/23_instruct.ipynb #143f805a
 LLAVA_EXPECTED = {  # folder -> entries of the published list; "" = text only

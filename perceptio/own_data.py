@@ -20,18 +20,8 @@ from PIL import Image
 from .chat import reserved_words
 from .instruct import json_entries, json_lines
 from .questions import attribute_sentence, expressions
-from perceptio.rows import (
-    BadSample,
-    Report,
-    decode_mask,
-    encode_mask,
-    find_image,
-    inside,
-    is_text,
-    mend_mask,
-    on_disk,
-    read_image,
-)
+from .rows import Report, decode_mask, encode_mask, find_image, inside, is_text, mend_mask, on_disk, read_image
+from .samples import BadSample
 from .scenes import Scene
 from .write_instruct import rectangles
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 from .intervals import mean_interval, wilson
-from .settings import nearest, project_root
+from .notebook import nearest, project_root
 
 # %% ../nbs/50_paper.ipynb #8cf20406
 def paper_file() -> Path:

@@ -18,8 +18,10 @@ from torch.utils.data import Dataset
 from .backbone import image_tokens, normalise
 from .base_tasks import LETTERS, PLACES, box_words, place, random_markers
 from .hardblink import draw_markers, marker_boxes
-from .scenes import COLORS, MATERIALS, PATTERNS, SHAPES, SIZES, Scene
+from .raycast import SHAPES, SIZES
+from .scenes import Scene
 from .settings import Settings
+from .shading import COLORS, MATERIALS, PATTERNS
 
 # %% ../nbs/32b_pretrain_vision.ipynb #36705afa
 GROUPS = {"size": tuple(SIZES), "color": tuple(COLORS), "material": tuple(MATERIALS), "pattern": tuple(p for p in PATTERNS if p != "plain"), "shape": tuple(SHAPES)}

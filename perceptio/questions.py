@@ -14,7 +14,10 @@ from itertools import combinations, product
 
 import numpy as np
 
-from .scenes import COLORS, HELD_OUT, MATERIALS, PATTERNS, SHAPES, SIZES, Scene
+from .layout import HELD_OUT
+from .raycast import SHAPES, SIZES
+from .scenes import Scene
+from .shading import COLORS, MATERIALS, PATTERNS
 
 # %% ../nbs/20b_questions.ipynb #8d01aee7
 ATTRIBUTES = ("size", "pattern", "material", "color", "shape")  # the order in which they are said

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .chat import reserved_words
-from .rows import BadSample, Report, counted, decode_mask, find_image, mend_mask, read_image
+from .rows import Report, counted, decode_mask, find_image, mend_mask, read_image
+from .samples import BadSample
 
 # %% ../nbs/22_refcoco.ipynb #32b082e2
 SPLITS = {  # (set, who split it) -> split -> images, sentences

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['GENERATOR_VERSION', 'SPLITS', 'ARRAYS', 'CHUNK', 'FIXTURE', 'disparity', 'Scene', 'describe', 'make_scene',
-           'write_split', 'SceneStore', 'pack', 'write_fixture', 'fixture', 'SHAPES', 'SIZES', 'COLORS', 'MATERIALS',
-           'PATTERNS', 'HELD_OUT', 'MIN_AREA']
+           'write_split', 'SceneStore', 'pack', 'write_fixture', 'fixture']
 
 # %% ../nbs/20_scenes.ipynb #f75f0b01
 import hashlib
@@ -25,13 +24,11 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from .layout import HELD_OUT, MIN_AREA, sample_world  # noqa: F401
-from .raycast import SHAPES, SIZES  # noqa: F401
-from .settings import project_root
-from .shading import COLORS, MATERIALS, PATTERNS, render  # noqa: F401
+from .layout import sample_world
+from .notebook import project_root
+from .shading import render
 
 # %% ../nbs/20_scenes.ipynb #a023eaf1
-_all_ = ["SHAPES", "SIZES", "COLORS", "MATERIALS", "PATTERNS", "HELD_OUT", "MIN_AREA"]
 GENERATOR_VERSION = 1  # raised whenever make_scene returns something else for the same arguments
 SPLITS = ("base", "train", "val", "testA", "testB")  # base: the tiny base model's pretraining
 

@@ -6,8 +6,7 @@
 __all__ = ['CHOICES', 'MAY_BE_ZERO', 'ABLATIONS', 'BOOLEANS', 'RunSettings', 'BackboneSettings', 'CodebookSettings',
            'SegmentationSettings', 'TrainableSettings', 'LossSettings', 'OptimSettings', 'DataSettings', 'must_divide',
            'check_settings', 'settings_file', 'read_settings_file', 'sizes', 'check_size', 'parse_setting', 'Settings',
-           'settings_table', 'parse_overrides', 'notebook_size', 'check_parameters', 'data_dir', 'in_test', 'nearest',
-           'project_root', 'run_dir', 'scratch_dir']
+           'settings_table', 'parse_overrides', 'notebook_size']
 
 # %% ../nbs/00_settings.ipynb #d527979a
 import configparser
@@ -15,19 +14,7 @@ import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from perceptio.notebook import (  # noqa: F401  the names of `_all_` are part of this module
-    check_parameters,
-    check_type,
-    data_dir,
-    in_test,
-    nearest,
-    project_root,
-    run_dir,
-    say_once,
-    scratch_dir,
-)
-
-_all_ = ["check_parameters", "data_dir", "in_test", "nearest", "project_root", "run_dir", "scratch_dir"]
+from .notebook import check_type, in_test, nearest, project_root, say_once
 
 # %% ../nbs/00_settings.ipynb #ec2d88df
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ from .evaluation import Predictor, Query, ask, numbered_scenes, predict, scene_r
 from .intervals import wilson
 from .metrics import VqaScore, matched_object, span_rates
 from .questions import ATTRIBUTES, vqa
-from .scenes import COLORS, MATERIALS, PATTERNS, SHAPES, SIZES
+from .raycast import SHAPES, SIZES
+from .shading import COLORS, MATERIALS, PATTERNS
 
 # %% ../nbs/41c_text_evaluation.ipynb #9e10479a
 def vqa_queries(

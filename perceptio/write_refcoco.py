@@ -19,8 +19,9 @@ from contourpy import contour_generator
 from PIL import Image
 
 from .questions import expressions
+from .raycast import SHAPES
 from .rows import encode_mask
-from .scenes import SHAPES, Scene
+from .scenes import Scene
 
 # %% ../nbs/21b_write_refcoco.ipynb #305429a7
 FORMS = ("polygons", "overlapping", "counts", "compressed")

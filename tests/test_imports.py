@@ -1,11 +1,13 @@
 """Imports point one way, and `import perceptio` is light."""
 
 import ast
+import functools
+import re
 import subprocess
 import sys
 
 import pytest
-from conftest import MODULES, NOTEBOOKS, ROOT, module_name, tree
+from conftest import MODULES, NOTEBOOKS, ROOT, cells, module_name, source, tree
 
 ORDER = [name for name in map(module_name, NOTEBOOKS) if name]
 
@@ -25,6 +27,43 @@ def imported(path):
 def test_a_module_imports_only_from_earlier_notebooks(path):
     later = [name for name in imported(path) if ORDER.index(name) >= ORDER.index(path.stem)]
     assert not later
+
+
+def defined(path):
+    "Names that a module itself defines at its top."
+    for node in tree(path).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+
+
+@functools.cache
+def homes():
+    return {path.stem: set(defined(path)) for path in MODULES}
+
+
+def trees(path):
+    "The syntax trees of a file: of each code cell, or of the whole."
+    if path.suffix == ".py":
+        return [tree(path)]
+    kept = [source(c) for c in cells(path) if c["cell_type"] == "code"]
+    return [ast.parse(re.sub(r"^(\s*)[%!].*", r"\1pass", text, flags=re.M)) for text in kept]
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *ROOT.glob("tests/**/*.py")], ids=lambda p: p.stem)
+def test_a_name_is_imported_from_where_it_is_defined(path):
+    "No module hands on a name of another: one place to import it from."
+    nodes = [n for t in trees(path) for n in ast.walk(t) if isinstance(n, ast.ImportFrom)]
+    found = [(n.module.split(".")[1], a.name) for n in nodes if (n.module or "")[:10] == "perceptio." for a in n.names]
+    assert [f"{module}.{name}" for module, name in found if name not in homes()[module]] == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_a_module_offers_only_what_it_defines(path):
+    lists = [n for n in tree(path).body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
+    assert set(ast.literal_eval(lists[0].value)) <= homes()[path.stem]
 
 
 def run(code):

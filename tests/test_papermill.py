@@ -17,7 +17,9 @@ END = 'import json, pathlib\npathlib.Path(out).write_text(json.dumps([notebook_s
 def notebook(tmp_path):
     "A notebook shaped like ours; what it found ends in result.json."
     cells = [
-        new_code_cell("from perceptio.settings import check_parameters, notebook_size, run_dir"),
+        new_code_cell(
+            "from perceptio.notebook import check_parameters, run_dir\nfrom perceptio.settings import notebook_size"
+        ),
         new_code_cell(PARAMETERS, metadata=dict(tags=["parameters"])),
         new_code_cell("check_parameters(globals())"),
         new_code_cell(f"out = {str(tmp_path / 'result.json')!r}\n{END}"),
