@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 from .backbone import image_tokens, normalise
 from .base_tasks import GRID, LETTERS, Turn, marker_turns, random_markers, scene_turns
 from .chat import STOP, question_text
+from .files import write_atomically
 from .hardblink import draw_markers
 from .pretrain_vision import cell_owners, marker_cells
-from .record import write_atomically
 from .scenes import SceneStore
 from .settings import Settings
 

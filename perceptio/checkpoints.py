@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from .files import hash_file
 from .notebook import near
-from .record import hash_file
 from .settings import Settings
 from .weights import check_safetensors, open_weights
 

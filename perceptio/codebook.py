@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .record import write_json
+from .files import write_json
 from .vqvae import VectorQuantizer, aurora_networks, compact_networks, nearest
 from .weights import read_torch, read_weights
 

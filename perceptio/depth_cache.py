@@ -25,8 +25,8 @@ from PIL import Image
 
 from .codebook import DepthCodebook
 from .depth_teacher import DepthTeacher, check_image, fingerprint
+from .files import hash_file
 from .notebook import say_once
-from .record import hash_file
 from .weights import open_array, open_weights
 
 # %% ../nbs/26b_depth_cache.ipynb #0ad4b9c3

@@ -24,8 +24,8 @@ from .ade20k import photographs
 from .codebook import DepthCodebook
 from .depth_cache import DepthTokens, tokens_folder, write_depth_tokens
 from .depth_teacher import TEACHERS, DepthTeacher, fingerprint
+from .files import hash_file
 from .notebook import project_root
-from .record import hash_file
 from .rows import Report, find_image, read_image
 from .samples import BadSample
 from .settings import Settings

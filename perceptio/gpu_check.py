@@ -35,11 +35,12 @@ from perceptio.backbone import (
 )
 from .codebook import DepthCodebook
 from .dry_run import memory_table, parameter_table
+from .files import plain, write_json
 from .generation import Perceptio
 from .inference_cost import cost_table, count_flops, measure
 from .model import TEST_WORDS, PerceptioModel, checkpoint_blocks, step_counts
 from .new_rows import linear_costs, merge_rows, token_costs
-from .record import Run, plain, write_json
+from .record import Run
 from .samples import Collator, Sample, Turn
 from .saving import trained_state
 from .segmentation import build_mask_head

@@ -16,10 +16,10 @@ import pandas as pd
 
 from .ade20k import APART
 from .depth_benchmarks import VARIANTS, DepthItem, hardblink_folder, hardblink_items, long_question
+from .files import hash_files
 from .hardblink import LETTERS, QUESTION, MarkedQuestion, draw_markers, marker_boxes
 from .intervals import mean_interval, wilson
 from .marker_evaluation import MarkedItem
-from .record import hash_files
 
 # %% ../nbs/42b_hardblink_evaluation.ipynb #f8a43180
 @cache

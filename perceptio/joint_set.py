@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .curation import Curation, Funnel, curate, origin
 from .depth_cache import DepthTokens, refuse_other
-from .record import hash_file, write_atomically, write_json
+from .files import hash_file, write_atomically, write_json
 from .refcoco import SPLITS, USUAL
 
 # %% ../nbs/26d_joint_set.ipynb #b77ef851

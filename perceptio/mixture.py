@@ -18,10 +18,10 @@ import torch
 from torch.utils.data import Dataset
 
 from .codebook import DepthCodebook
+from .files import hash_files, write_atomically
 from .hardblink import LETTERS, QUESTION, PointPool, draw_markers, sample_points
 from .notebook import data_dir, in_test, scratch_dir
 from .questions import attribute_sentence, caption, expressions, vqa
-from .record import hash_files, write_atomically
 from .samples import Sample, Turn, corrupt_codes
 from .scenes import SPLITS, Scene, SceneStore, write_split
 from .settings import Settings

@@ -26,6 +26,7 @@ from .curation import Curation, held_out_images, read_sentences
 from .depth_benchmarks import hardblink_folder
 from .depth_store import Depth, DepthStore, find_depth, write_depth
 from .depth_teacher import fingerprint
+from .files import hash_files, write_json
 from .grounded import GCG_EXPECTED, find_gcg, gcg_rows
 from .instruct import LLAVA_EXPECTED, find_llava, llava_rows
 from .joint_set import read_joint, write_joint
@@ -33,7 +34,6 @@ from .notebook import data_dir, in_test, scratch_dir
 from .own_data import READERS as OWN_FILES
 from .own_data import own_rows
 from .paper_mixture import Source
-from .record import hash_files, write_json
 from .refcoco import find_refcoco, refcoco_report, refcoco_rows
 from .rows import Report, RowFile, in_units, write_rows
 from .settings import Settings

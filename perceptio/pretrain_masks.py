@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .dense_heads import DenseHeads, attention_init, dense_loss, mask_batch
-from .record import provenance, read_metrics, write_atomically, write_json
+from .files import write_atomically, write_json
+from .record import provenance, read_metrics
 from .sam import build_sam2_whole, drop_video_parts, image_features, pyramid_features, save_sam
 from .segmentation import decode_masks, prompt_tokens, trained_parts, upsample
 from .settings import Settings

@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from .evaluation import Predictor, ask, predict
+from .files import hash_files
 from .metrics import RefSegMetrics, overlap, span_rates
-from .record import hash_files
 from .refcoco import Query, find_refcoco, refcoco_queries, refcoco_report
 from .rows import Report, read_image
 

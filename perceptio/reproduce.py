@@ -13,9 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from .ablation import run_name
+from .files import write_atomically
 from .mixture import world, world_hash
 from .notebook import in_test, project_root, run_dir
-from .record import read_result, write_atomically
+from .record import read_result
 from .settings import Settings
 
 # %% ../nbs/53_reproduce.ipynb #bdd1dcd6

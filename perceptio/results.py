@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .record import Run, plain, write_atomically, write_result
+from .files import plain, write_atomically
+from .record import Run, write_result
 from .suite import result_name
 
 # %% ../nbs/43b_results.ipynb #8a2cdc4b

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
-from .record import write_json
+from .files import write_json
 from .samples import BadSample, Sample, Turn
 
 # %% ../nbs/21_rows.ipynb #e8ee00f1

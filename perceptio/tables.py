@@ -18,9 +18,10 @@ import pandas as pd
 from .ablation import ROWS, ablation_table
 from .benchmark_results import PARTS
 from .benchmarks import COLUMNS as BENCHMARKS
+from .files import write_atomically
 from .notebook import in_test, project_root, scratch_dir
 from .paper import table
-from .record import read_result, write_atomically
+from .record import read_result
 from .suite import recorded, summary
 
 # %% ../nbs/52_tables.ipynb #975b6866

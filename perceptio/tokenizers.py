@@ -14,8 +14,8 @@ from pathlib import Path
 from .backbone import image_processor, image_tokens
 from .chat import STOP, stop_id
 from .checkpoints import convert_weights, new_folder, read_config, shard_files
+from .files import hash_file, write_atomically
 from .published import published_config
-from .record import hash_file, write_atomically
 from .settings import Settings
 
 # %% ../nbs/15e_tokenizers.ipynb #639ca7c8

@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
+from .files import write_json
 from .notebook import nearest
-from .record import write_json
 from .saving import trained_state
 from .settings import Settings
 from .weights import check_state, read_weights
