@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from .files import hash_file
 from .notebook import near
 from .settings import Settings
-from .weights import check_safetensors, open_weights
+from .weights import check_safetensors, misfits, open_weights
 
 # %% ../nbs/15d_checkpoints.ipynb #9ab809f0
 LANGUAGE = {"InternLM2ForCausalLM": "llama", "LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}  # original -> transformers
@@ -218,11 +218,8 @@ def check_names(
     expected: dict[str, torch.Size],
 ) -> None:
     "Nothing missing, nothing unexpected, no other shape."
-    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    shapes = sorted(n for n in set(found) & set(expected) if found[n] != expected[n])
-    if missing or unexpected or shapes:
-        raise ValueError(f"the checkpoint does not fit its configuration: {len(missing)} tensors missing {missing[:3]}, "
-                         f"{len(unexpected)} unexpected {unexpected[:3]}, {len(shapes)} of another shape {shapes[:3]}")  # fmt: skip
+    if wrong := misfits(found, expected):
+        raise ValueError(f"the checkpoint does not fit its configuration: {'; '.join(wrong)}: download config.json and the weights from one place")
 
 # %% ../nbs/15d_checkpoints.ipynb #3ec53819
 def convert_weights(

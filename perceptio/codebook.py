@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'NORMALIZATION', 'METRES', 'normalize_depth', 'Preset', 'pil_nearest', 'DepthCodebook', 'save_codebook',
-           'read_folder', 'read_foreign', 'load_codebook', 'levels_of_codes', 'misfits']
+           'read_folder', 'read_foreign', 'load_codebook', 'levels_of_codes']
 
 # %% ../nbs/11_codebook.ipynb #d9953d18
 import json
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .files import write_json
 from .vqvae import VectorQuantizer, aurora_networks, compact_networks, nearest
-from .weights import read_torch, read_weights
+from .weights import load_tensors, read_torch, read_weights
 
 # %% ../nbs/11_codebook.ipynb #6d9f2bca
 def normalize_depth(
@@ -236,11 +236,10 @@ def load_codebook(
         raise ValueError(f"{path} does not exist: train a codebook (train_codebook.ipynb) or name a checkpoint")
     with torch.device("meta"):  # no random weights are drawn just to be replaced
         codebook = DepthCodebook(**config)
-    if wrong := misfits(state, codebook.state_dict()):
-        raise ValueError(f"{path}: {len(wrong)} tensors are missing, unknown or of another shape: {'; '.join(wrong[:4])}")
     if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
         raise ValueError(f"{path}: {bad[0]} has values that are NaN or infinite ({len(bad)} of {len(state)} tensors do): the training diverged or the file is damaged; take another")
-    codebook.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    state = {name: tensor.float() for name, tensor in state.items()}
+    load_tensors(codebook, state, f"{path} is no codebook of this architecture", "take another, or train one (train_codebook.ipynb)", assign=True)
     if path.is_file() and not unit and (median := levels_of_codes(codebook).median()) > 1.05:
         raise ValueError(f"{path.name}: half of its codes stand for more than {median:.3g}, where inverse depth lies in [-1, 1]{METRES}")
     return codebook.freeze()
@@ -255,16 +254,6 @@ def levels_of_codes(
     used = codebook._vq_vae._ema_cluster_size.topk(min(count, codebook.n_codes)).indices
     maps = codebook.decoder(codebook.codebook[used][:, :, None, None].expand(-1, -1, 3, 3))
     return maps[:, 0, maps.shape[2] // 2, maps.shape[3] // 2]
-
-
-def misfits(
-    found: dict[str, Tensor],
-    wanted: dict[str, Tensor],
-) -> list[str]:  # one line per tensor
-    "What differs between two state dicts in names and shapes."
-    shape = lambda state, name: tuple(state[name].shape) if name in state else "nothing"
-    names = [name for name in {**wanted, **found} if shape(found, name) != shape(wanted, name)]
-    return [f"{name}: {shape(found, name)} found, {shape(wanted, name)} wanted" for name in names]
 
 
 DepthCodebook.save_pretrained, DepthCodebook.from_pretrained = save_codebook, staticmethod(load_codebook)

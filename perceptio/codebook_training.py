@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .codebook import DepthCodebook, load_codebook, save_codebook
 from .vqvae import perplexity
-from .weights import open_weights
+from .weights import load_tensors, open_weights
 
 # %% ../nbs/11b_codebook_training.ipynb #10d2837f
 def draw_batches(
@@ -125,7 +125,8 @@ def load_training(file: str | Path, codebook, optimizer, schedule, generator) ->
     steps = schedule.state_dict()["T_max"]
     if (numbers["config"], numbers["schedule"]["T_max"]) != (codebook.config, steps):
         raise ValueError(f"{Path(file).name} belongs to a codebook {numbers['config']} of {numbers['schedule']['T_max']} steps, not {codebook.config} of {steps}: delete it, or go on with those settings")
-    codebook.load_state_dict({name.removeprefix("codebook."): t for name, t in tensors.items() if name.startswith("codebook.")})
+    state = {name.removeprefix("codebook."): t for name, t in tensors.items() if name.startswith("codebook.")}
+    load_tensors(codebook, state, f"{Path(file).name} is no state of this codebook", "delete it, and the training begins anew")
     adam = optimizer.state_dict()
     adam["state"] = {i: {name: tensors[f"adam.{i}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")} for i in adam["param_groups"][0]["params"] if f"adam.{i}.step" in tensors}
     adam["param_groups"][0] |= dict(lr=numbers["lr"], initial_lr=schedule.base_lrs[0])

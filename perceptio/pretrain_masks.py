@@ -25,7 +25,7 @@ from .record import provenance, read_metrics
 from .sam import build_sam2_whole, drop_video_parts, image_features, pyramid_features, save_sam
 from .segmentation import decode_masks, prompt_tokens, trained_parts, upsample
 from .settings import Settings
-from .weights import open_weights
+from .weights import load_tensors, open_weights
 
 # %% ../nbs/31_pretrain_masks.ipynb #9063ffdb
 def prompt_mask_loss(
@@ -184,8 +184,8 @@ class MaskPretrainer:
         def pick(prefix):
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        self.sam.load_state_dict(pick("sam."))
-        self.heads.load_state_dict(pick("heads."))
+        for part, module in (("sam.", self.sam), ("heads.", self.heads)):
+            load_tensors(module, pick(part), f"{Path(path).name} is no state of these settings", "delete it, and the training begins anew")
         state = {}
         for key, value in pick("adam.").items():
             index, name = key.split(".")

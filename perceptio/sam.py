@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAM_TINY', 'VIDEO_PARTS', 'HYDRA', 'SAM_FILES', 'IMAGE_MEAN', 'IMAGE_STD', 'sam_config_file', 'tiny_overrides',
-           'hydra_untouched', 'build_sam2_whole', 'drop_video_parts', 'read_sam_file', 'differences',
-           'load_sam_weights', 'find_sam', 'build_sam', 'save_sam', 'load_sam', 'squash', 'preprocess',
-           'pyramid_features', 'image_features']
+           'hydra_untouched', 'build_sam2_whole', 'drop_video_parts', 'read_sam_file', 'load_sam_weights', 'find_sam',
+           'build_sam', 'save_sam', 'load_sam', 'squash', 'preprocess', 'pyramid_features', 'image_features']
 
 # %% ../nbs/14_sam.ipynb #fb6e3d24
 import json
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from .notebook import near
 from .settings import Settings
-from .weights import read_torch, read_weights
+from .weights import load_tensors, read_torch, read_weights
 
 # %% ../nbs/14_sam.ipynb #1c1a39f7
 SAM_TINY = "tiny"  # the value of `sam_config` that asks for our small SAM2 instead of a published one
@@ -140,24 +139,6 @@ def read_sam_file(
     return state
 
 # %% ../nbs/14_sam.ipynb #f888c3aa
-def differences(
-    ours: dict[str, Tensor],  # what the model needs
-    theirs: dict[str, Tensor],  # what the file offers
-) -> list[str]:  # one line per kind of difference; empty if the file fits
-    "How the entries of a file differ from those of a model."
-    shapes = [
-        f"{k} {tuple(theirs[k].shape)} instead of {tuple(v.shape)}"
-        for k, v in ours.items()
-        if k in theirs and theirs[k].shape != v.shape
-    ]
-    found = {
-        "missing": [k for k in ours if k not in theirs],
-        "unexpected": [k for k in theirs if k not in ours],
-        "of another shape": shapes,
-    }
-    return [f"{len(v)} {what} ({', '.join(v[:3])}{', ...' if len(v) > 3 else ''})" for what, v in found.items() if v]
-
-
 def load_sam_weights(
     sam: nn.Module,  # without its video parts
     path: str | Path,  # folder or file written by `save_sam`, or Meta's sam2_hiera_*.pt or sam2.1_hiera_*.pt
@@ -166,12 +147,8 @@ def load_sam_weights(
     path = Path(path)
     path = path / "sam.safetensors" if path.is_dir() else path
     state = {k: v.float() for k, v in read_sam_file(path).items() if not k.startswith(VIDEO_PARTS)}
-    if found := differences(sam.state_dict(), state):
-        raise ValueError(
-            f"{path.name} does not fit this SAM2: {'; '.join(found)}; "
-            "set sam_config (and mask_dim) to the size that the file was made for"
-        )
-    sam.load_state_dict(state)
+    remedy = "set sam_config (and mask_dim) to the size that the file was made for"
+    load_tensors(sam, state, f"{path.name} does not fit this SAM2", remedy)
     return sam
 
 

@@ -28,7 +28,7 @@ from .sam import find_sam
 from .segmentation import MaskHead, build_mask_head
 from .settings import Settings
 from .tokenizers import save_processor
-from .weights import check_safetensors, open_weights, read_weights
+from .weights import check_safetensors, load_tensors, open_weights, read_weights
 
 # %% ../nbs/16b_saving.ipynb #6ef919a7
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -143,10 +143,12 @@ def load_mask_head(
     "Only the mask head of a checkpoint."
     with open_weights(Path(folder) / "model.safetensors") as file:
         state = {k.removeprefix("mask_head."): file.get_tensor(k) for k in file.keys() if k.startswith("mask_head.")}
-    head = build_mask_head(located(read_settings(folder), folder, sam=sam))
-    unexpected = head.load_state_dict(state, strict=False)[1]
-    if unexpected or not state:
-        raise ValueError(f"the checkpoint {Path(folder).name!r} has no mask head that fits: unexpected {unexpected[:3]}; was it trained with ablation no_seg?")
+    settings = read_settings(folder)
+    head = build_mask_head(located(settings, folder, sam=sam))
+    if not state:
+        raise ValueError(f"the checkpoint {Path(folder).name!r} has no mask head: was it trained with ablation no_seg?")
+    optional = head.state_dict().keys() - trained_state(head).keys() if settings.base else ()
+    load_tensors(head, state, f"the mask head of checkpoint {Path(folder).name!r} does not fit", "use the SAM2 it was trained from", optional)
     return head.eval()
 
 
@@ -169,10 +171,8 @@ def load_state(
 ) -> None:
     "Lay saved tensors over a freshly built model; each must have its place."
     state = {k: v for k, v in state.items() if model.mask_head is not None or not k.startswith("mask_head.")}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    missing = set(missing) & set(saved_state(model))
-    if missing or unexpected:
-        raise ValueError(f"the checkpoint does not fit: missing {sorted(missing)[:3]}, unexpected {list(unexpected)[:3]}")
+    optional = model.state_dict().keys() - saved_state(model).keys()
+    load_tensors(model, state, "the checkpoint does not fit the model of its settings", "use the base it was trained from, or train it again", optional)
 
 # %% ../nbs/16b_saving.ipynb #e83d6f3c
 def export_backbone(

@@ -27,7 +27,7 @@ from .files import write_json
 from .notebook import nearest
 from .saving import trained_state
 from .settings import Settings
-from .weights import check_state, read_weights
+from .weights import check_state, misfits, read_weights
 
 # %% ../nbs/30_trainer.ipynb #4f2c9431
 log = logging.getLogger(__name__)
@@ -180,8 +180,8 @@ class PerceptioTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         "Read it back; each tensor must have its place."
         state, own = read_weights(Path(resume_from_checkpoint) / WEIGHTS), dict(self.model.named_parameters())
-        if differ := sorted(set(state) ^ {name for name, p in own.items() if p.requires_grad}):
-            raise ValueError(f"{Path(resume_from_checkpoint).name} trains other tensors than this model ({differ[:3]}): resume with the settings of the run, or give the run another name")
+        if differ := misfits(state, {name: p for name, p in own.items() if p.requires_grad}):
+            raise ValueError(f"{Path(resume_from_checkpoint).name} trains other tensors than this model ({'; '.join(differ)}): resume with the settings of the run, or give the run another name")
         set_model_state_dict(self.model, state, options=StateDictOptions(full_state_dict=True, strict=False))
 
     def create_optimizer(self, model=None):

@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['LFS', 'PAGE', 'AGAIN', 'NoFile', 'first_bytes', 'check_safetensors', 'open_weights', 'read_weights', 'check_torch',
-           'read_torch', 'open_array', 'check_state']
+           'read_torch', 'open_array', 'check_state', 'misfits', 'load_tensors']
 
 # %% ../nbs/01b_weights.ipynb #8b958b12
 import json
 import pickle
 import re
 import zipfile
+from collections.abc import Collection
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 # %% ../nbs/01b_weights.ipynb #16928204
 LFS = b"version https://git-lfs.github.com/spec/"
@@ -149,3 +150,33 @@ def check_state(
             check_safetensors(path, remedy)
         elif path.suffix in (".pt", ".pth", ".bin"):
             check_torch(path, remedy)
+
+# %% ../nbs/01b_weights.ipynb #bebc74cc
+def misfits(
+    found: dict,  # name -> tensor, or its shape
+    wanted: dict,  # likewise
+    optional: Collection[str] = (),  # names that may be missing
+) -> list[str]:  # one entry per kind of difference; empty where it fits
+    "How tensors differ in names and shapes from those that are wanted."
+    shapes = lambda state: {name: tuple(getattr(value, "shape", value)) for name, value in state.items()}
+    here, there = shapes(found), shapes(wanted)
+    kinds = {
+        "missing": [name for name in there if name not in here and name not in optional],
+        "unexpected": [name for name in here if name not in there],
+        "of another shape": [f"{name} {here[name]} instead of {shape}" for name, shape in there.items() if here.get(name, shape) != shape],
+    }
+    return [f"{len(v)} {kind} ({', '.join(v[:3])}{', ...' if len(v) > 3 else ''})" for kind, v in kinds.items() if v]
+
+
+def load_tensors(
+    module: nn.Module,  # untouched if the tensors do not fit
+    state: dict[str, Tensor],
+    what: str,  # begins the message: "sam.pt does not fit this SAM2"
+    remedy: str,  # ends it
+    optional: Collection[str] = (),  # as for misfits
+    assign: bool = False,  # take the tensors themselves, with their type, instead of copying values
+) -> None:
+    "Lay tensors over a module; raises ValueError unless each has its place."
+    if found := misfits(state, module.state_dict(), optional):
+        raise ValueError(f"{what}: {'; '.join(found)}; {remedy}")
+    module.load_state_dict(state, strict=False, assign=assign)
