@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 
+import perceptio.launch
 import perceptio.trainer
 import perceptio.training
 from perceptio.codebook import DepthCodebook
@@ -287,3 +288,17 @@ def test_a_failure_names_the_process():
     with pytest.raises(RuntimeError, match=r"process \d of 2 failed: ValueError: there is no run 'nowhere'"):
         launch(train_run, Settings.load("smoke"), "nowhere", processes=2)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_server_of_processes_touches_no_gpu():
+    "A fork of a process that has asked CUDA anything cannot use it: the imports that are made before forking must not."
+    code = """
+import sys, torch
+for name in ("is_available", "device_count", "current_device", "_lazy_init", "get_device_properties", "mem_get_info"):
+    setattr(torch.cuda, name, lambda *a, name=name, **k: sys.exit(f"{name} was called"))
+for name in sys.argv[1:]:
+    __import__(name)
+assert not any(name.startswith("perceptio") for name in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code, *perceptio.launch.SLOW], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
