@@ -899,6 +899,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'perceptio.joint_set.write_joint': ('joint_set.html#write_joint', 'perceptio/joint_set.py')},
             'perceptio.launch': { 'perceptio.launch.Cluster': ('launch.html#cluster', 'perceptio/launch.py'),
                                   'perceptio.launch._child': ('launch.html#_child', 'perceptio/launch.py'),
+                                  'perceptio.launch._end_with': ('launch.html#_end_with', 'perceptio/launch.py'),
                                   'perceptio.launch.cluster': ('launch.html#cluster', 'perceptio/launch.py'),
                                   'perceptio.launch.device_count': ('launch.html#device_count', 'perceptio/launch.py'),
                                   'perceptio.launch.launch': ('launch.html#launch', 'perceptio/launch.py'),

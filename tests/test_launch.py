@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -288,6 +290,22 @@ def test_a_failure_names_the_process():
     with pytest.raises(RuntimeError, match=r"process \d of 2 failed: ValueError: there is no run 'nowhere'"):
         launch(train_run, Settings.load("smoke"), "nowhere", processes=2)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_processes_end_with_their_launcher():
+    "Also when it is killed and can stop nobody."
+    code = "import time; from perceptio.launch import launch; launch(time.sleep, 600, processes=2)"
+    launcher = subprocess.Popen([sys.executable, "-c", code])
+    started, there = time.monotonic(), []
+    while len(there) < 4 and time.monotonic() < started + 120:  # the server, its tracker, and the two
+        time.sleep(0.2)
+        there = psutil.Process(launcher.pid).children(recursive=True)
+    time.sleep(3)  # until they sleep
+    assert len(psutil.Process(launcher.pid).children(recursive=True)) >= 4
+    launcher.kill()
+    launcher.wait()
+    _, alive = psutil.wait_procs(there, timeout=30)
+    assert not alive
 
 
 def test_the_server_of_processes_touches_no_gpu():
