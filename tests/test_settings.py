@@ -85,6 +85,7 @@ def test_smoke_has_the_shape_of_tiny():
             "epochs",
         ),
         *("vision_hidden", "vision_layers", "vision_heads", "vision_mlp", "text_hidden", "text_layers", "text_mlp"),
+        "depth_size",
         *("n_train", "n_val", "n_test", "lr", "mask_lr"),
     }
 
