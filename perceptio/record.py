@@ -20,7 +20,7 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .files import hash_files, holder, lock, plain, write_atomically, write_json
+from .files import hash_files, holder, lock, plain, read_json, write_atomically, write_json
 from .notebook import data_dir, in_test, project_root, run_dir, say_once, scratch_dir
 from .settings import Settings
 
@@ -93,7 +93,7 @@ def read_run(
     folder = run if isinstance(run, Path) else run_dir(run)
     if not (folder / "run.json").is_file():
         raise ValueError(f"there is no run {folder.name!r}: train it first, or name another one")
-    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return read_json(folder / "run.json", "delete the folder of the run and train it again, or restore the file")
 
 
 def metric_line(
@@ -318,4 +318,4 @@ def read_result(
 ) -> dict | None:  # None if it has not been measured
     "One result, or None: a table then prints `not run`."
     path = results_dir() / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path, "measure again, or restore the file") if path.is_file() else None

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['log', 'REPORTS', 'SHARDED', 'WEIGHTS', 'COMPLETE', 'FAST', 'use_bf16', 'passes', 'check_report', 'training_arguments',
-           'parallel_arguments', 'PerceptioTrainer', 'parameter_groups', 'check_finite', 'is_complete',
-           'checkpoint_step', 'train', 'RunLog', 'plot_terms']
+           'parallel_arguments', 'PerceptioTrainer', 'parameter_groups', 'check_finite', 'check_kept', 'is_complete',
+           'checkpoint_step', 'check_whole', 'train', 'RunLog', 'plot_terms']
 
 # %% ../nbs/30_trainer.ipynb #6b04f241
 import importlib.util
-import json
 import logging
 import math
 import os
@@ -17,17 +16,17 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from .files import write_json
+from .files import read_json, write_json
 from .notebook import nearest
 from .saving import trained_state
 from .settings import Settings
-from .weights import check_state, misfits, read_weights
+from .weights import check_state, is_finite, misfits, read_weights, write_weights
 
 # %% ../nbs/30_trainer.ipynb #4f2c9431
 log = logging.getLogger(__name__)
@@ -122,7 +121,7 @@ class PerceptioTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)
         self.mask_lr, self.lengths, self.count, self.loss_is_scaled_for_ga = mask_lr, lengths, count, count is not None
-        self.terms, self.since = {}, 0
+        self.terms, self.steps, self.keys = {}, 0, []  # sums of the terms over so many steps; the samples of this one
 
     def _get_train_sampler(self, train_dataset=None):
         "The order of the data; with `lengths`, the samples of each step are dealt to devices and passes by their length."
@@ -134,6 +133,12 @@ class PerceptioTrainer(Trainer):
                                         rank=self.args.process_index, drop_last=self.args.dataloader_drop_last)  # fmt: skip
         sampler.lengths = self.lengths
         return sampler
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        "The passes of one optimiser step; a message may have to name their samples."
+        batches, whole = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.keys, self.steps = [key for batch in batches for key in batch.get("keys", ())], self.steps + 1
+        return batches, whole
 
     def _get_num_items_in_batch(self, batch_samples, device):
         "What the whole step holds, as a mean over devices."
@@ -147,35 +152,48 @@ class PerceptioTrainer(Trainer):
         terms = model(**inputs) if self.count is None else model(**inputs, whole=num_items_in_batch)
         check_finite(terms, keys)
         share = 1 if self.loss_is_scaled_for_ga else 1 / self.current_gradient_accumulation_steps
-        self.since = self.since if self.terms else self.state.global_step
         for name, value in terms.items():
             if name != "loss":
                 self.terms[name] = self.terms.get(name, 0) + value.detach() * share
         return (terms["loss"], terms) if return_outputs else terms["loss"]
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        "The norm before clipping, asked for before the optimiser moves; one that is not finite stops the run here, in all processes alike."
+        norm = super()._get_grad_norm(model, grad_norm)
+        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of shards
+        if whole is not None and not math.isfinite(whole):
+            self.log(dict(grad_norm=float(whole)))
+            raise FloatingPointError(f"the gradient of step {self.state.global_step + 1} has the norm {float(whole)}, though the loss is finite: the optimiser has not moved. "
+                                     f"Its samples are {gather_object(self.keys)}: look at these, or lower lr")
+        return norm
+
     def log(self, logs, *args, **kwargs):
         "Add the mean of every term over the steps since the last log line, and over devices."
         if self.terms:
-            names, steps = sorted(self.terms), self.state.global_step - self.since
-            values = self.accelerator.reduce(torch.stack([self.terms[n].float() for n in names]), "mean") / steps
+            names = sorted(self.terms)
+            values = self.accelerator.reduce(torch.stack([self.terms[n].float() for n in names]), "mean") / self.steps
             logs |= dict(zip(names, values.tolist()))
-            self.terms = {}
+            self.terms, self.steps = {}, 0
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, model, trial):
-        "As transformers does, and a word at the end that all processes have written their part."
-        super()._save_checkpoint(model, trial)
+        "As transformers does, if every value is finite, and a word at the end that all processes have written their part."
+        check_kept(self.model, self.optimizer.optimizer, self.state.global_step)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:  # torch.save does not say which file it could not write
+            raise OSError(f"{folder} could not be written ({error}): if the disk is full, make room; the run then goes on from the checkpoint before it") from error
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            state = dict(step=self.state.global_step, processes=self.args.world_size)
-            write_json(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE, state)
+            sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file() and p.name != COMPLETE}
+            write_json(folder / COMPLETE, dict(step=self.state.global_step, processes=self.args.world_size, files=sizes))
 
     def _save(self, output_dir=None, state_dict=None):
         "Write what is trained, and nothing that the base has already."
         if self.args.should_save:
             own = trained_state(self.model) if state_dict is None else {n: state_dict[n] for n, p in self.model.named_parameters() if p.requires_grad}
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
-            save_file(own, Path(output_dir) / WEIGHTS)
+            write_weights(Path(output_dir) / WEIGHTS, own)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         "Read it back; each tensor must have its place."
@@ -222,6 +240,19 @@ def check_finite(
         bad = [name for name, value in terms.items() if not torch.isfinite(value)]
         raise FloatingPointError(f"loss terms {bad} are not finite in the batch of samples {keys}: lower lr, or look at these samples")
 
+
+def check_kept(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,  # optimiser steps done
+) -> None:
+    "Refuse to keep a state of training in which a trained tensor, or what the optimiser knows of it, is not finite."
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    kept = trained | {f"{kind} of {name}": value for name, p in trained.items() for kind, value in optimizer.state.get(p, {}).items()}
+    if bad := [name for name, value in kept.items() if not is_finite(value)]:
+        raise FloatingPointError(f"after step {step}, {len(bad)} of {len(kept)} tensors have values that are NaN or infinite ({', '.join(bad[:3])}): no checkpoint is made of them. "
+                                 "The run goes on from the one before; lower lr first")
+
 # %% ../nbs/30_trainer.ipynb #55fa17a8
 def is_complete(
     checkpoint: Path,  # a folder checkpoint-<step>
@@ -238,6 +269,22 @@ def checkpoint_step(
     return max(steps, default=None)
 
 
+def check_whole(
+    checkpoint: Path,  # that is complete
+    remedy: str,
+) -> dict:  # step, processes, files
+    "Refuse a checkpoint of which something is missing by now: transformers would begin with a new optimiser without a word."
+    state = read_json(checkpoint / COMPLETE, remedy)
+    if not {"processes", "files"} <= set(state):
+        raise ValueError(f"{checkpoint / COMPLETE} does not say which files belong to the checkpoint: {remedy}")
+    check_state(checkpoint, remedy)
+    for name, size in state["files"].items():
+        there = (checkpoint / name).stat().st_size if (checkpoint / name).is_file() else 0
+        if there != size:
+            raise ValueError(f"{checkpoint / name} has {there:,} of {size:,} bytes: {remedy}")
+    return state
+
+
 def train(
     trainer: Trainer,
     resume: bool = True,  # go on from the last checkpoint below output_dir, if there is one
@@ -249,8 +296,8 @@ def train(
         raise ValueError(f"{out.name!r} holds a checkpoint of step {step}: resume it, give the run another name, or delete the folder")
     last = str(out / f"checkpoint-{step}") if step is not None else None
     if last:
-        check_state(last, f"delete the folder checkpoint-{step}, and the run goes on from the checkpoint before it, or from its beginning")
-    if last and (before := json.loads((Path(last) / COMPLETE).read_text())["processes"]) != trainer.args.world_size:
+        state = check_whole(Path(last), f"delete the folder checkpoint-{step}, and the run goes on from the checkpoint before it, or from its beginning")
+    if last and (before := state["processes"]) != trainer.args.world_size:
         log.warning("the checkpoint was written by %s processes and goes on with %s: the same samples and steps, other random numbers in dropout", before, trainer.args.world_size)
     if last and 0 < trainer.args.max_steps <= step:  # nothing left to do; Trainer would take one more step
         trainer._load_from_checkpoint(last)
@@ -270,8 +317,8 @@ class RunLog(TrainerCallback):
         self.run = run
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        "Keep the finite numbers of this line."
-        self.run.log(state.global_step, **{k: float(v) for k, v in logs.items() if isinstance(v, (int, float)) and math.isfinite(v)})
+        "Keep this line as it is."
+        self.run.log(state.global_step, **logs)
 
 # %% ../nbs/30_trainer.ipynb #a1feac7c
 def plot_terms(
