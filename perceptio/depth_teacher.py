@@ -22,6 +22,7 @@ from torch import Tensor
 from .checkpoints import check_weights
 from .codebook import normalize_depth
 from .sam import IMAGE_MEAN, IMAGE_STD
+from .weights import check_values
 
 # %% ../nbs/26_depth_teacher.ipynb #ca39d5b8
 SIDE, PATCH = 518, 14  # pixels: shorter side of what the network sees, and its patches
@@ -109,6 +110,7 @@ def load_network(
         raise ValueError(f"no depth teacher at {name!r} ({str(error).splitlines()[0]}): name one of {', '.join(TEACHERS)} where the hub can be reached, or the folder of a downloaded checkpoint") from error
     if lacking := sorted(k for k in info["missing_keys"] if not k.endswith("mask_token")):  # that one is for DINOv2's own training
         raise ValueError(f"{name!r} lacks {len(lacking)} weights, among them {lacking[0]}: they would be random; download it again")
+    check_values(name, dict(model.named_parameters()), "download it again")
     return model
 
 # %% ../nbs/26_depth_teacher.ipynb #18b925ad

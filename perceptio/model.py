@@ -23,7 +23,9 @@ from .new_rows import CHUNK, head_rows, linear_costs, token_costs
 from .segmentation import MaskHead, build_mask_head, prompt_tokens, upsample
 from .settings import Settings
 from .soft_merge import code_positions, soft_tokens
+from .tokenizers import read_tokenizer
 from .tokens import PerceptionVocab, find_spans
+from .weights import check_values
 
 # %% ../nbs/16_model.ipynb #29ee6d69
 def supervised_costs(
@@ -309,12 +311,13 @@ def build_language(
     codebook: DepthCodebook | None = None,  # read when new_row_init is codebook
 ):  # -> (InternVLForConditionalGeneration, tokenizer, PerceptionVocab)
     "Backbone and tokenizer of the base, with the perception tokens added."
-    from transformers import AutoTokenizer, InternVLForConditionalGeneration
+    from transformers import InternVLForConditionalGeneration
 
     if settings.base:
         folder = check_weights(language_folder(settings))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = read_tokenizer(folder)
         backbone = InternVLForConditionalGeneration.from_pretrained(folder, dtype=base_dtype(settings), attn_implementation=attention_kind(settings))
+        check_values(folder, dict(backbone.named_parameters()))
     else:
         tokenizer = build_tokenizer(TEST_WORDS)
         with torch.random.fork_rng(devices=[]):

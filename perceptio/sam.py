@@ -8,7 +8,6 @@ __all__ = ['SAM_TINY', 'VIDEO_PARTS', 'HYDRA', 'SAM_FILES', 'IMAGE_MEAN', 'IMAGE
            'build_sam', 'save_sam', 'load_sam', 'squash', 'preprocess', 'pyramid_features', 'image_features']
 
 # %% ../nbs/14_sam.ipynb #fb6e3d24
-import json
 import sys
 import threading
 from contextlib import contextmanager
@@ -18,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .files import read_json, write_json
 from .notebook import near
 from .settings import Settings
-from .weights import load_tensors, read_torch, read_weights
+from .weights import check_values, load_tensors, read_torch, read_weights, write_weights
 
 # %% ../nbs/14_sam.ipynb #1c1a39f7
 SAM_TINY = "tiny"  # the value of `sam_config` that asks for our small SAM2 instead of a published one
@@ -136,6 +135,7 @@ def read_sam_file(
         raise ValueError(
             f"{path.name} holds {found}; SAM2's files hold weights, and nothing else, under 'model': set sam_checkpoint to {SAM_FILES}"
         )
+    check_values(path, state)
     return state
 
 # %% ../nbs/14_sam.ipynb #f888c3aa
@@ -177,12 +177,10 @@ def save_sam(
 ) -> Path:  # the folder
     "Write the image parts in half precision."
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.half().contiguous() for k, v in sam.state_dict().items() if not k.startswith(VIDEO_PARTS)}
     shape = dict(image_size=sam.image_size, mask_dim=sam.hidden_dim)
-    save_file(state, folder / "sam.safetensors.part")
-    (folder / "sam.safetensors.part").replace(folder / "sam.safetensors")
-    (folder / "sam.json").write_text(json.dumps(shape) + "\n")
+    write_weights(folder / "sam.safetensors", state)
+    write_json(folder / "sam.json", shape)
     return folder
 
 
@@ -191,7 +189,7 @@ def load_sam(
     settings: Settings,  # must describe the same SAM2
 ) -> nn.Module:  # SAM2Base in eval mode, fp32
     "Read what `save_sam` wrote."
-    shape = json.loads((Path(folder) / "sam.json").read_text())
+    shape = read_json(Path(folder) / "sam.json", "restore the file, or save the model again")
     asked = dict(image_size=settings.sam_image_size, mask_dim=settings.mask_dim)
     if shape != asked:
         raise ValueError(f"{folder} holds a SAM2 of {shape}, the settings ask for {asked}")

@@ -7,19 +7,18 @@ __all__ = ['trained_state', 'saved_state', 'gathered_state', 'save_model', 'read
            'load_model', 'load_mask_head', 'check_tokenizer', 'load_state', 'export_backbone']
 
 # %% ../nbs/16b_saving.ipynb #0bf5c3e8
-import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from .backbone import base_dtype, set_trainable
 from .checkpoints import new_folder
 from .codebook import DepthCodebook
+from .files import read_json, write_json
 from .model import PerceptioModel, build_language
 from .new_rows import SplitHead, merge_rows
 from .notebook import near
@@ -27,8 +26,8 @@ from .record import recorded_settings
 from .sam import find_sam
 from .segmentation import MaskHead, build_mask_head
 from .settings import Settings
-from .tokenizers import save_processor
-from .weights import check_safetensors, load_tensors, open_weights, read_weights
+from .tokenizers import read_tokenizer, save_processor
+from .weights import check_safetensors, check_values, load_tensors, open_weights, read_weights, write_weights
 
 # %% ../nbs/16b_saving.ipynb #6ef919a7
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -59,14 +58,13 @@ def save_model(
 ) -> Path:
     "Write a checkpoint that `load_model` reads."
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(saved_state(model) if state is None else state, folder / "model.safetensors.part")
-    (folder / "model.safetensors.part").replace(folder / "model.safetensors")
+    (folder / "settings.json").unlink(missing_ok=True)  # written last: its presence says that the checkpoint is whole
+    write_weights(folder / "model.safetensors", saved_state(model) if state is None else state)
     if model.codebook is not None:
         model.codebook.save_pretrained(folder / "codebook")
     tokenizer.save_pretrained(folder)
     carry_base(model.places, folder)
-    (folder / "settings.json").write_text(json.dumps(asdict(model.settings), indent=1) + "\n")
+    write_json(folder / "settings.json", asdict(model.settings))
     return folder
 
 
@@ -75,8 +73,8 @@ def read_settings(folder: str | Path) -> Settings:
     path = Path(folder) / "settings.json"
     if not path.is_file():
         there = ", ".join(sorted(p.parent.name for p in Path(folder).parent.glob("*/settings.json"))) or "none"
-        raise ValueError(f"no Perceptio checkpoint in {str(folder)!r} (no settings.json); checkpoints beside it: {there}. Train one with `make train`")
-    return recorded_settings(json.loads(path.read_text()), f"checkpoint {Path(folder).name!r}")
+        raise ValueError(f"no Perceptio checkpoint in {str(folder)!r} (no settings.json); checkpoints beside it: {there}. Train one with `make train`; a run that was stopped while it saved goes on when it is started again")
+    return recorded_settings(read_json(path, "take the checkpoint again, or start its run again"), f"checkpoint {Path(folder).name!r}")
 
 
 def carry_base(
@@ -142,7 +140,9 @@ def load_mask_head(
 ) -> MaskHead:
     "Only the mask head of a checkpoint."
     with open_weights(Path(folder) / "model.safetensors") as file:
-        state = {k.removeprefix("mask_head."): file.get_tensor(k) for k in file.keys() if k.startswith("mask_head.")}
+        state = {k: file.get_tensor(k) for k in file.keys() if k.startswith("mask_head.")}
+    check_values(Path(folder) / "model.safetensors", state)
+    state = {k.removeprefix("mask_head."): v for k, v in state.items()}
     settings = read_settings(folder)
     head = build_mask_head(located(settings, folder, sam=sam))
     if not state:
@@ -157,9 +157,7 @@ def check_tokenizer(
     folder: str | Path,  # checkpoint
 ) -> None:
     "A checkpoint of another vocabulary would map every word to a wrong row."
-    from transformers import AutoTokenizer
-
-    saved = AutoTokenizer.from_pretrained(folder).get_vocab()
+    saved = read_tokenizer(folder).get_vocab()
     if saved != tokenizer.get_vocab():
         differ = sorted(set(saved.items()) ^ set(tokenizer.get_vocab().items()))[:3]
         raise ValueError(f"checkpoint {Path(folder).name!r} has another vocabulary than its base (first differences {differ}): use the base it was trained from")

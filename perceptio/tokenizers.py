@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROBES', 'IMAGE_NAMES', 'CHAT', 'bpe_merges', 'sentencepiece_core', 'check_against', 'read_tokenizer_config',
-           'convert_tokenizer', 'tokenizer_core', 'chat_template', 'named_tokens', 'save_processor', 'check_shapes',
-           'convert_checkpoint']
+           'read_tokenizer', 'convert_tokenizer', 'tokenizer_core', 'chat_template', 'named_tokens', 'save_processor',
+           'check_shapes', 'convert_checkpoint']
 
 # %% ../nbs/15e_tokenizers.ipynb #b7b0fe76
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 from .backbone import image_processor, image_tokens
 from .chat import STOP, stop_id
 from .checkpoints import convert_weights, new_folder, read_config, shard_files
-from .files import hash_file, write_atomically
+from .files import hash_file, read_json, write_atomically
 from .published import published_config
 from .settings import Settings
 
@@ -87,6 +87,17 @@ def read_tokenizer_config(
     if lacking:
         raise ValueError(f"the tokenizer in {str(folder)!r} does not know {lacking}: this is not the tokenizer of an InternVL checkpoint")
     return config, added
+
+
+def read_tokenizer(
+    folder: str | Path,  # in transformers' format
+):  # -> PreTrainedTokenizerFast
+    "The tokenizer of a folder whose files are whole; the tokenizers library does not say which one is not."
+    from transformers import AutoTokenizer
+
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        read_json(Path(folder) / name, "copy the folder again from where it is whole")
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def convert_tokenizer(

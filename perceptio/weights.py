@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LFS', 'PAGE', 'AGAIN', 'DAMAGED', 'NoFile', 'first_bytes', 'check_safetensors', 'is_finite', 'check_values',
-           'open_weights', 'read_weights', 'write_weights', 'check_torch', 'read_torch', 'open_array', 'check_state',
-           'misfits', 'load_tensors']
+           'open_weights', 'read_weights', 'read_state', 'write_weights', 'check_torch', 'read_torch', 'open_array',
+           'check_state', 'misfits', 'load_tensors']
 
 # %% ../nbs/01b_weights.ipynb #8b958b12
 import json
@@ -124,6 +124,21 @@ def read_weights(
         found = {name: file.get_tensor(name) for name in file.keys()}
     check_values(path, found, remedy)
     return found
+
+
+def read_state(
+    path: str | Path,  # of a training; `write_weights` wrote it
+    key: str,  # of the metadata: numbers beside the tensors, as JSON
+    remedy: str = "",  # as for first_bytes
+) -> tuple[dict[str, Tensor], dict]:  # tensors, numbers
+    "A kept state of training."
+    tensors = read_weights(path, remedy)
+    with open_weights(path, remedy=remedy) as file:
+        told = (file.metadata() or {}).get(key, "nothing")
+    try:
+        return tensors, json.loads(told)
+    except ValueError as error:
+        raise ValueError(f"{path} says {told[:40]!r} under {key!r}, which is no JSON: {remedy or AGAIN}") from error
 
 
 def write_weights(

@@ -97,7 +97,7 @@ def root(tmp_path_factory):
     state.mkdir(parents=True)
     shutil.copy(root / "checkpoint" / "model.safetensors", state)
     torch.save({"state": {}}, state / "optimizer.pt")
-    (state / "complete.json").write_text(json.dumps(dict(step=2, processes=1)))
+    (state / "complete.json").write_text(json.dumps(dict(step=2, processes=1, files={})))
     some = dict(keys=depth.KEYS[:4], load=depth.depth, teacher=None, codebook=depth.codebook(), shard=2, progress=False)
     write_depth_tokens(root / "tokens", **some, maps=True)
     write_depth_tokens(root / "cache", **some, rank=0, world_size=2)
