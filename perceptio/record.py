@@ -10,6 +10,7 @@ __all__ = ['git', 'code_state', 'versions', 'device_name', 'provenance', 'read_r
 import importlib.metadata
 import json
 import math
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -139,7 +140,7 @@ def hold_run(
         try:
             locks.enter_context(lock(folder / "run", what))
         except ValueError:
-            if (who := holder(folder / "run")).get("pid") != os.getppid() or who["host"] != platform.node():
+            if (who := holder(folder / "run")).get("pid") not in (os.getppid(), getattr(multiprocessing.parent_process(), "pid", None)) or who["host"] != platform.node():
                 raise
             locks.enter_context(lock(folder / "training", what))
         else:
