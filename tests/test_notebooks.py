@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import NOTEBOOKS, ROOT, cells, module_name, source
+from papermill.inspection import inspect_notebook
+from papermill.log import logger
 
 PAPERMILL = [p for p in NOTEBOOKS if module_name(p) is None]
 LIBRARY = [p for p in NOTEBOOKS if module_name(p) is not None]
@@ -45,6 +47,17 @@ def test_parameters(path):
         assert isinstance(node, ast.AnnAssign), f"`{line}` gives a type"
         ast.literal_eval(node.value)  # a derived value would be computed before papermill's override
         assert "  # " in line, f"`{line}` says what it is"
+
+
+@pytest.mark.parametrize("path", PAPERMILL, ids=name)
+def test_papermill_sees_every_parameter(path, caplog):
+    "Its parser reads line by line and gives up at a second `=`: then it warns of an unknown parameter that exists."
+    text = source(next(c for c in cells(path) if "parameters" in c["metadata"].get("tags", [])))
+    lines = {n.target.id: text.splitlines()[n.lineno - 1] for n in ast.parse(text).body}
+    with caplog.at_level("WARNING", logger.name):
+        seen = inspect_notebook(str(path))
+    assert caplog.messages == []
+    assert {k: f"{k}: {v['inferred_type_name']} = {v['default']}  # {v['help']}" for k, v in seen.items()} == lines
 
 
 @pytest.mark.parametrize("path", PAPERMILL, ids=name)
