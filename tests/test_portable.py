@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, write_stand_in
 
+from perceptio.benchmarks import lmms_class
 from perceptio.codebook import DepthCodebook
 from perceptio.generation import Perceptio
 from perceptio.model import build_model
@@ -145,6 +146,8 @@ def test_a_base_and_a_sam_given_by_name(base, elsewhere):
     os.chdir("..")  # SAM2 is read when the first mask is asked for
     assert answer(perceptio) == expected
     os.chdir("second")
+    lmms = lmms_class(object)(pretrained="mymodel", device="cpu", base="parts/language-model", sam="parts/sam2.pt")
+    assert answer(lmms.perceptio) == expected
     with pytest.raises(ValueError, match="no base checkpoint at 'published'.*Looked at .*second/published"):
         Perceptio.from_pretrained("mymodel", "cpu")
     with pytest.raises(ValueError, match="no SAM2 weights at 'parts/none.pt'.*Looked at .*second/parts/none.pt"):
