@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from .backbone import image_tokens, normalise
 from .base_tasks import GRID, LETTERS, Turn, marker_turns, random_markers, scene_turns
 from .chat import STOP, question_text
-from .files import write_atomically
+from .files import once, write_atomically
 from .hardblink import draw_markers
 from .pretrain_vision import cell_owners, marker_cells
 from .scenes import SceneStore
@@ -116,15 +116,17 @@ def load_turns(
     "The questions of every scene, written down once."
     from tqdm.auto import tqdm
 
-    if cache and Path(cache).is_file():
-        lines = Path(cache).read_text().splitlines()
-        if len(lines) != len(store):
-            raise ValueError(f"{Path(cache).name} holds the questions of {len(lines)} scenes, the store has {len(store)}: delete the file, or name another one")
-        return [[Turn(*t[:3], tuple(t[3]), t[4]) for t in json.loads(line)] for line in lines]
-    pool = [scene_turns(store[i], np.random.default_rng((seed, 7, i))) for i in tqdm(range(len(store)), desc="questions", disable=None)]
-    if cache:
-        write_atomically(Path(cache), "\n".join(json.dumps(t) for t in pool) + "\n")
-    return pool
+    def made():
+        return [scene_turns(store[i], np.random.default_rng((seed, 7, i))) for i in tqdm(range(len(store)), desc="questions", disable=None)]
+
+    if not cache:
+        return made()
+    cache = Path(cache)
+    once(cache, lambda: write_atomically(cache, "\n".join(json.dumps(t) for t in made()) + "\n"), f"questions in {cache.name}")
+    lines = cache.read_text().splitlines()
+    if len(lines) != len(store):
+        raise ValueError(f"{cache.name} holds the questions of {len(lines)} scenes, the store has {len(store)}: delete the file, or name another one")
+    return [[Turn(*t[:3], tuple(t[3]), t[4]) for t in json.loads(line)] for line in lines]
 
 # %% ../nbs/32c_base_sequences.ipynb #b8e54445
 def collate(

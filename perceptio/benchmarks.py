@@ -26,6 +26,7 @@ from tqdm import tqdm
 from .chat import refuse_reserved
 from .depth_benchmarks import VARIANTS, hardblink_items
 from .evaluation import ask
+from .files import atomic, write_atomically
 from .generation import Perceptio
 from .metrics import HardBlinkScore, VqaScore
 from .notebook import in_test
@@ -293,10 +294,10 @@ def write_task(
     "The YAML file and the questions."
     metrics, _, perceive = TASKS[task]
     file = folder.resolve() / f"{task}.jsonl"
-    file.write_text("".join(json.dumps(q) + "\n" for q in questions))
+    write_atomically(file, "".join(json.dumps(q) + "\n" for q in questions))
     listed = [f"  - {{metric: {m}, aggregation: !function utils.{task}_{k}, higher_is_better: true}}" for k, m in enumerate(metrics)]
     text = YAML.format(task=task, questions=json.dumps(str(file)), perceive=perceive, budget=budget, metrics="\n".join(listed))
-    (folder / f"{task}.yaml").write_text(text)
+    write_atomically(folder / f"{task}.yaml", text)
     functions = [f"{task}_{k} = metric({task!r}, {m!r})" for k, m in enumerate(metrics)]
     return "\n".join([f"{task}_results = keep({task!r})", *functions])
 
@@ -309,10 +310,10 @@ def world_questions(
 ) -> list[dict]:
     "The questions of text_evaluation.vqa_queries, with their images as files."
     queries = vqa_queries(store, seed, scenes)
-    (folder / "images").mkdir(exist_ok=True)
     images = {i: folder.resolve() / "images" / f"{i}.png" for i in sorted({q.scene for q in queries})}
     for i, path in images.items():
-        Image.fromarray(store[i].image).save(path)
+        with atomic(path) as part:
+            Image.fromarray(store[i].image).save(part, "png")
     return [dict(key=q.key, image=str(images[q.scene]), question=q.about.text, answer=q.about.answer, kind=q.about.kind, options=list(q.about.options)) for q in queries]
 
 
@@ -331,7 +332,6 @@ def write_tasks(
 ) -> list[str]:  # names for --tasks
     "Task files for lmms-eval."
     folder, found = Path(folder), {}
-    folder.mkdir(parents=True, exist_ok=True)
     if hardblink is not None:
         found["hardblink"] = hardblink_questions(hardblink)
     if store is not None:
@@ -339,7 +339,7 @@ def write_tasks(
     if not found:
         raise ValueError("nothing to write: pass hardblink=AURORA's folder, store=scenes, or both")
     parts = ["from perceptio.benchmarks import doc_to_visual, keep, metric  # noqa: F401", *(write_task(folder, *x) for x in found.items())]
-    (folder / "utils.py").write_text("\n\n".join(parts) + "\n")
+    write_atomically(folder / "utils.py", "\n\n".join(parts) + "\n")
     return list(found)
 
 # %% ../nbs/44_benchmarks.ipynb #b491b790

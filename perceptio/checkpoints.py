@@ -15,12 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from .files import hash_file
+from .files import atomic, hash_file, lock, sweep, write_atomically
 from .notebook import near
 from .settings import Settings
-from .weights import check_safetensors, misfits, open_weights
+from .weights import check_safetensors, misfits, open_weights, write_weights
 
 # %% ../nbs/15d_checkpoints.ipynb #9ab809f0
 LANGUAGE = {"InternLM2ForCausalLM": "llama", "LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}  # original -> transformers
@@ -245,12 +244,12 @@ def convert_weights(
         shards.append(dict(source=name, source_sha256=hash_file(source / name), file=out, sha256=hash_file(target / out), tensors=kept))
     size = sum(t.numel() * t.element_size() for t in found.values())
     index = dict(metadata={"total_size": size}, weight_map={k: s["file"] for s in shards for k in s["tensors"]})
-    (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    write_atomically(target / "model.safetensors.index.json", json.dumps(index, indent=1) + "\n")
     config.architectures, config.dtype = ["InternVLForConditionalGeneration"], str(next(iter(found.values())).dtype).removeprefix("torch.")
     config.save_pretrained(target)
     report = dict(source=source.name, tensors=len(found), parameters=sum(t.numel() for t in found.values()), bytes=size, dtype=config.dtype,
                   shards=[s | {"tensors": len(s["tensors"])} for s in shards])  # fmt: skip
-    (target / "conversion.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_atomically(target / "conversion.json", json.dumps(report, indent=1) + "\n")
     return report
 
 
@@ -259,20 +258,16 @@ def new_folder(
     target: str | Path,
     needed: int,  # bytes
 ):
-    "`<target>.part` to write to, which becomes `target` when all went well; nothing is overwritten, and the disk must have room."
+    "A folder to write to, which becomes `target` when all went well; nothing is overwritten, and the disk must have room."
     target = Path(target)
-    if target.exists():
-        raise ValueError(f"{target.name!r} exists already: delete it to convert again, or name another folder")
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        if (free := shutil.disk_usage(part).free) < 1.02 * needed:
-            raise ValueError(f"the converted checkpoint needs {needed / 2**30:.1f} GiB, {target.parent.name!r} has {free / 2**30:.1f} GiB free: make room first")
-        yield part
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with lock(target, f"the making of {target.name!r}"):
+        if target.exists():
+            raise ValueError(f"{target.name!r} exists already: delete it to convert again, or name another folder")
+        sweep(target.parent, target.name)
+        with atomic(target, folder=True) as part:
+            if (free := shutil.disk_usage(part).free) < 1.02 * needed:
+                raise ValueError(f"the converted checkpoint needs {needed / 2**30:.1f} GiB, {target.parent.name!r} has {free / 2**30:.1f} GiB free: make room first")
+            yield part
 
 
 def convert_shard(
@@ -283,7 +278,7 @@ def convert_shard(
     "Convert one file."
     with open_weights(source) as file:
         tensors = {k: v for name in file.keys() for k, v in convert_tensor(name, file.get_tensor(name), llm).items()}
-    save_file(tensors, target, metadata={"format": "pt"})
+    write_weights(target, tensors, {"format": "pt"})
     return list(tensors)
 
 # %% ../nbs/15d_checkpoints.ipynb #c9596dd9

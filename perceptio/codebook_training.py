@@ -11,17 +11,16 @@ __all__ = ['draw_batches', 'train_codebook', 'start_codes', 'save_training', 're
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .codebook import DepthCodebook, load_codebook, save_codebook
+from .files import lock, once, sweep
 from .vqvae import perplexity
-from .weights import load_tensors, open_weights
+from .weights import load_tensors, open_weights, write_weights
 
 # %% ../nbs/11b_codebook_training.ipynb #10d2837f
 def draw_batches(
@@ -107,10 +106,7 @@ def save_training(
     tensors = {f"codebook.{name}": t for name, t in codebook.state_dict().items()} | {"generator": generator.get_state()}
     tensors |= {f"adam.{i}.{name}": t for i, moments in adam["state"].items() for name, t in moments.items()}
     numbers = dict(history=history, lr=adam["param_groups"][0]["lr"], schedule=schedule.state_dict(), config=codebook.config)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.part")
-    save_file({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, part, {"numbers": json.dumps(numbers)})
-    os.replace(part, file)
+    write_weights(file, {name: t.detach().cpu().clone() for name, t in tensors.items()}, {"numbers": json.dumps(numbers)})
 
 
 def read_training(file: str | Path) -> tuple[dict[str, Tensor], dict]:  # tensors, numbers
@@ -178,11 +174,21 @@ def fit_codebook(
     device: str | torch.device = "cpu",
 ) -> DepthCodebook:  # frozen
     "Train the codebook of these settings on a store and save it; killed, the same call goes on."
+    with lock(folder, _named(folder)):
+        return _fit(settings, store, Path(folder), progress, device)
+
+
+def _named(folder):
+    return f"codebook {'/'.join(Path(folder).parts[-2:])}"
+
+
+def _fit(settings, store, folder, progress, device):
     spec, depths = codebook_spec(settings, store), store if hasattr(store, "shape") else depth_maps(store, settings)
     codebook, history = train_codebook(depths, settings, progress=progress, device=device, keep=training_file(settings, store, folder))
     save_codebook(codebook.cpu(), folder, **spec, history=history[:: max(1, len(history) // 100)])
-    for state in Path(folder).glob("training-*.safetensors*"):  # of other settings too, and half-written ones
+    for state in folder.glob("training-*.safetensors"):  # of other settings too
         state.unlink()
+    sweep(folder)
     return codebook
 
 
@@ -212,10 +218,9 @@ def ensure_codebook(
     device: str | torch.device = "cpu",
 ) -> DepthCodebook:  # frozen
     "The codebook in `folder` if it is the one of these settings; trained and saved there if the folder has none."
-    record = Path(folder) / "codebook.json"
-    if not record.exists():
-        return fit_codebook(settings, store, folder, progress, device)
-    notes = json.loads(record.read_text())["notes"]
+    folder = Path(folder)
+    once(folder, lambda: _fit(settings, store, folder, progress, device), _named(folder), sign="codebook.json")
+    notes = json.loads((folder / "codebook.json").read_text())["notes"]
     differs = {k: (notes.get(k), v) for k, v in codebook_spec(settings, store).items() if notes.get(k) != v}
     if differs:
         raise ValueError(

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import struct
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from PIL import Image
 
 from .codebook import DepthCodebook
 from .depth_teacher import DepthTeacher, check_image, fingerprint
-from .files import hash_file
+from .files import atomic, hash_file, sweep, write_atomically, write_json
 from .notebook import say_once
 from .weights import open_array, open_weights
 
@@ -116,18 +115,9 @@ def _windows(read, rows, size, workers) -> Iterator[tuple[range, list]]:
             yield window, found
 
 # %% ../nbs/26b_depth_cache.ipynb #baed926e
-def _replace(path, write, beside):
-    "Write a file whole or not at all; what a kill leaves behind lies in the folder `beside`."
-    temporary = beside / f".{path.name}.{uuid.uuid4().hex}"
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _replace_json(path, value, beside):
-    _replace(path, lambda file: file.write(json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"), beside)
+def _save_array(path, values):
+    with atomic(path) as part, part.open("wb") as file:
+        np.save(file, values)
 
 
 @torch.no_grad()
@@ -163,8 +153,8 @@ def _save_shard(path, codes, skipped, maps):
     from safetensors.numpy import save
 
     if maps is not None:
-        _replace(_maps_file(path.parent.parent, int(path.stem)), lambda file: np.save(file, maps), path.parent)
-    _replace(path, lambda file: file.write(save({"codes": codes}, {"skipped": json.dumps(skipped)})), path.parent)
+        _save_array(_maps_file(path.parent.parent, int(path.stem)), maps)
+    write_atomically(path, save({"codes": codes}, {"skipped": json.dumps(skipped)}))
 
 
 def _load_shard(path):
@@ -186,8 +176,7 @@ def _begin(folder, plan):
     if (shards / "plan.json").exists():
         found = _read_json(shards / "plan.json", "delete the folder `shards` and call again")
         return refuse_other(found, plan, folder, " (it is not complete: delete it, or go on as it was begun)")
-    shards.mkdir(parents=True, exist_ok=True)
-    _replace_json(shards / "plan.json", plan, shards)
+    write_json(shards / "plan.json", plan)
 
 
 def _check_skipped(keys, parts, paths, allowed):
@@ -204,15 +193,15 @@ def _check_skipped(keys, parts, paths, allowed):
 
 def _join(folder, keys, pictures, plan, paths, allowed):
     "Shards into one file; meta.json is last."
-    shards, parts = folder / "shards", [_load_shard(p) for p in paths]
+    parts = [_load_shard(p) for p in paths]
     skipped = _check_skipped(keys, parts, paths, allowed)
     codes = np.concatenate([codes for codes, _ in parts] or [np.zeros((0, plan["n"]), np.uint8)])
-    _replace(folder / "codes.npy", lambda file: np.save(file, codes), shards)
-    _replace_json(folder / "keys.json", list(keys), shards)
+    _save_array(folder / "codes.npy", codes)
+    write_json(folder / "keys.json", list(keys))
     if pictures:
-        _replace_json(folder / "pictures.json", list(pictures), shards)
-    _replace_json(folder / "skipped.json", skipped, shards)
-    _replace_json(folder / "meta.json", plan | dict(skipped=len(skipped), sha256=hash_file(folder / "codes.npy")), shards)
+        write_json(folder / "pictures.json", list(pictures))
+    write_json(folder / "skipped.json", skipped)
+    write_json(folder / "meta.json", plan | dict(skipped=len(skipped), sha256=hash_file(folder / "codes.npy")))
     if skipped:
         say_once(f"{len(skipped)} of {len(keys)} images have no depth tokens, the first is {skipped[0]['key']!r} ({skipped[0]['reason']}); all are listed in {folder.name}/skipped.json")
 
@@ -255,6 +244,7 @@ def write_depth_tokens(
     if (folder / "meta.json").exists():
         DepthTokens.open(folder, keys, teacher, codebook, maps, pictures)
         shutil.rmtree(folder / "shards", ignore_errors=True)
+        sweep(folder)
     return folder
 
 

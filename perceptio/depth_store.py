@@ -24,7 +24,7 @@ from .ade20k import photographs
 from .codebook import DepthCodebook
 from .depth_cache import DepthTokens, tokens_folder, write_depth_tokens
 from .depth_teacher import TEACHERS, DepthTeacher, fingerprint
-from .files import hash_file
+from .files import PATIENCE, hash_file, lock
 from .notebook import project_root
 from .rows import Report, find_image, read_image
 from .samples import BadSample
@@ -234,17 +234,25 @@ def write_depth(
     wanted = dict.fromkeys(names, "") if load else contents(images, names, progress)
     store, lacking = holding(home, wanted)
     if lacking:
-        home.mkdir(parents=True, exist_ok=True)
-        check_disk(len(lacking), codebook, home)
-        new = {name: wanted[name] for name in lacking}
-        folder = home / hashlib.sha256(json.dumps(list(new.items())).encode()).hexdigest()[:16]
-        if load:
-            write_depth_tokens(folder, lacking, lambda i: load(lacking[i]), source, codebook, maps=True, total=len(wanted), progress=progress)
-        else:
-            spread = depth.spread or (lambda function, *args: function(*args))
-            spread(write_share, depth, folder, images, new, len(wanted), progress)
+        with lock(home, f"depth tokens of {name!r}", PATIENCE):
+            _, lacking = holding(home, wanted)  # another process may have made them
+            if lacking:
+                _write(depth, home, images, wanted, lacking, load, source, progress)
         store, _ = holding(home, wanted)
     return store
+
+
+def _write(depth, home, images, wanted, lacking, load, source, progress):
+    "One cache of what is lacking."
+    home.mkdir(parents=True, exist_ok=True)
+    check_disk(len(lacking), depth.codebook, home)
+    new = {name: wanted[name] for name in lacking}
+    folder = home / hashlib.sha256(json.dumps(list(new.items())).encode()).hexdigest()[:16]
+    if load:
+        write_depth_tokens(folder, lacking, lambda i: load(lacking[i]), source, depth.codebook, maps=True, total=len(wanted), progress=progress)
+    else:
+        spread = depth.spread or (lambda function, *args: function(*args))
+        spread(write_share, depth, folder, images, new, len(wanted), progress)
 
 
 def write_share(

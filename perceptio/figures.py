@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['mask_picture', 'depth_picture', 'depth_over', 'figures_dir', 'png_bytes', 'with_palette', 'preview', 'svg_bytes',
-           'save_figure', 'write', 'untrained_run', 'validation_scenes', 'open_run', 'Case', 'iou', 'mask_cases',
-           'marked_cases', 'first', 'small_print', 'readable', 'said']
+           'save_figure', 'untrained_run', 'validation_scenes', 'open_run', 'Case', 'iou', 'mask_cases', 'marked_cases',
+           'first', 'small_print', 'readable', 'said']
 
 # %% ../nbs/51_figures.ipynb #f01d08a2
 import io
@@ -22,6 +22,7 @@ from PIL import Image
 
 from .codebook import DepthCodebook
 from .evaluation import res_queries
+from .files import write_atomically
 from .generation import Perceptio
 from .marker_evaluation import marked_items
 from .mixture import ASK
@@ -122,14 +123,7 @@ def save_figure(
     files = {f"{name}.png": png_bytes(figure, dpi)} | ({f"{name}.svg": svg_bytes(figure)} if svg else {})
     if (size := len(files[f"{name}.png"])) > limit:
         raise ValueError(f"{name}.png would have {size} bytes, {limit} are allowed: show fewer cases, or lower dpi, now {dpi}")
-    figures_dir().mkdir(parents=True, exist_ok=True)
-    return [write(figures_dir() / file, data) for file, data in files.items()]
-
-
-def write(path: Path, data: bytes) -> Path:
-    "Write a file whole."
-    path.write_bytes(data)
-    return path
+    return [write_atomically(figures_dir() / file, data) for file, data in files.items()]
 
 # %% ../nbs/51_figures.ipynb #eabf868b
 def untrained_run(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PART', 'log', 'GRACE', 'PATIENCE', 'atomic', 'write_atomically', 'sweep', 'plain', 'write_json', 'read_json',
-           'hash_file', 'hash_files', 'holder', 'gone', 'lock']
+           'hash_file', 'hash_files', 'holder', 'gone', 'lock', 'once']
 
 # %% ../nbs/00b_files.ipynb #5dd5981b
 import hashlib
@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,9 +75,10 @@ def write_atomically(
 
 def sweep(
     folder: str | Path,  # no other process writes into it now: its lock is held
+    name: str = "*",  # of a file or folder in it; "*" = all
 ) -> None:
     "Remove what killed writers left."
-    for part in Path(folder).glob(f".*{PART}"):
+    for part in Path(folder).glob(f".{name}.*{PART}"):
         _remove(part)
 
 # %% ../nbs/00b_files.ipynb #768d4ac3
@@ -102,7 +103,7 @@ def plain(
 
 def write_json(
     path: str | Path,  # where
-    value: dict,  # what; no NaN or infinity
+    value: dict | list,  # what; no NaN or infinity
 ) -> Path:  # the path
     "Write a JSON file atomically, indented, in the order given."
     try:
@@ -168,9 +169,10 @@ def holder(
     "Who holds a lock, or was killed while it did."
     side = _side(Path(path))
     try:
-        return json.loads(side.read_text())
+        who = json.loads(side.read_text())
     except (FileNotFoundError, ValueError):
         return {}
+    return who if isinstance(who, dict) and {"host", "pid", "since"} <= who.keys() and isinstance(who["pid"], int) else {}
 
 
 def gone(
@@ -207,7 +209,7 @@ def lock(
     "Hold a thing that only one process may work on; ValueError, naming the holder, if another one does."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(path.with_name(f".{path.name}.lock"))
+    held = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
     try:
         held.acquire(timeout=GRACE)
     except Timeout:
@@ -226,3 +228,18 @@ def lock(
     finally:
         _side(path).unlink(missing_ok=True)
         held.release()
+
+# %% ../nbs/00b_files.ipynb #00b00002
+def once(
+    path: str | Path,  # a file, or a folder
+    make: Callable[[], object],  # makes it, whole: see `atomic`
+    what: str,  # its name in messages
+    sign: str = "",  # the file in the folder that says that it is complete; "" = the path itself does
+) -> Path:  # the path
+    "Make what is not there; if several processes need it, one makes it and the others wait."
+    path = Path(path)
+    if not (path / sign).exists():
+        with lock(path, what, PATIENCE):
+            if not (path / sign).exists():
+                make()
+    return path

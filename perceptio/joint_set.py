@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .curation import Curation, Funnel, curate, origin
 from .depth_cache import DepthTokens, refuse_other
-from .files import hash_file, write_atomically, write_json
+from .files import atomic, hash_file, write_atomically, write_json
 from .refcoco import SPLITS, USUAL
 
 # %% ../nbs/26d_joint_set.ipynb #b77ef851
@@ -42,13 +42,12 @@ def _write_parquet(path, made):
     from datasets import Dataset, Features
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    part, shown = path.with_name(f".{path.name}.{os.getpid()}"), not are_progress_bars_disabled()
+    shown = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        Dataset.from_list(made, features=Features(_features())).to_parquet(part)
-        part.replace(path)
+        with atomic(path) as part:
+            Dataset.from_list(made, features=Features(_features())).to_parquet(part)
     finally:
-        part.unlink(missing_ok=True)
         if shown:
             enable_progress_bars()
 
@@ -59,10 +58,8 @@ def _write_arrow(folder, sha256):
     import pyarrow.parquet as pq
 
     table = pq.read_table(folder / "joint.parquet").combine_chunks().replace_schema_metadata({"joint.parquet": sha256})
-    part = folder / f".rows.arrow.{os.getpid()}"
-    with pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+    with atomic(folder / "rows.arrow") as part, pa.OSFile(str(part), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
-    part.replace(folder / "rows.arrow")
 
 
 def _facts(made, funnel, curation, **hashes):
@@ -98,7 +95,6 @@ def write_joint(
     folder, funnel = Path(folder), Funnel()
     made = list(curate(rows, curation, funnel))
     _check_made(made, funnel, curation)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "joint.json").unlink(missing_ok=True)
     _write_parquet(folder / "joint.parquet", made)
     parquet = hash_file(folder / "joint.parquet")

@@ -39,6 +39,10 @@ def cluster(
 ) -> Cluster:
     "What Slurm says about this job; one machine where there is no Slurm."
     environ = os.environ if environ is None else environ
+    other = {name: environ[name] for name in ("RANK", "WORLD_SIZE") if environ.get(name, "") not in ("", {"RANK": "0", "WORLD_SIZE": "1"}[name])}
+    if other and "TORCHELASTIC_RUN_ID" not in environ:
+        said = ", ".join(f"{name} = {value}" for name, value in other.items())
+        raise ValueError(f"{said}: another launcher has set this, and the processes it speaks of would be waited for. Unset RANK and WORLD_SIZE: launch starts a process for each device itself (see `processes`), and on several machines as nbs/train.sbatch does")
     nodes = int(environ.get("SLURM_NNODES", 1))
     if nodes == 1:
         return Cluster()

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .codebook import DepthCodebook
-from .files import hash_files, write_atomically
+from .files import hash_files, once, write_atomically
 from .hardblink import LETTERS, QUESTION, PointPool, draw_markers, sample_points
 from .notebook import data_dir, in_test, scratch_dir
 from .questions import attribute_sentence, caption, expressions, vqa
@@ -126,21 +126,24 @@ def load_tasks(
     progress: bool = True,
 ) -> list[dict]:  # one per scene
     "The tasks of a split, written beside it the first time."
+    file = Path(store.path) / f"tasks-{seed}.jsonl"
+    once(file, lambda: _write_tasks(file, store, seed, workers, progress), f"{file.name} of split {file.parent.name!r}")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def _write_tasks(file, store, seed, workers, progress):
+    "All tasks, by several processes if there are many."
     from tqdm.auto import tqdm
 
-    file = Path(store.path) / f"tasks-{seed}.jsonl"
-    if not file.is_file():
-        chunks = [range(k, min(k + 100, len(store))) for k in range(0, len(store), 100)]
-        lines = []
-        if min(workers, len(chunks)) == 1:
-            lines = [line for c in chunks for line in _tasks_of(store.path, c, seed)]
-        else:
-            with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=get_context("spawn")) as pool:
-                jobs = [pool.submit(_tasks_of, store.path, c, seed) for c in chunks]
-                for job in tqdm(jobs, desc="tasks", disable=not progress):
-                    lines += job.result()
-        write_atomically(file, "\n".join(lines) + "\n")
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    chunks, lines = [range(k, min(k + 100, len(store))) for k in range(0, len(store), 100)], []
+    if min(workers, len(chunks)) == 1:
+        lines = [line for c in chunks for line in _tasks_of(store.path, c, seed)]
+    else:
+        with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=get_context("spawn")) as pool:
+            jobs = [pool.submit(_tasks_of, store.path, c, seed) for c in chunks]
+            for job in tqdm(jobs, desc="tasks", disable=not progress):
+                lines += job.result()
+    write_atomically(file, "\n".join(lines) + "\n")
 
 # %% ../nbs/27_mixture.ipynb #16dc5f1f
 @torch.no_grad()

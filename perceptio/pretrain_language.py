@@ -7,6 +7,7 @@ __all__ = ['BaseModel', 'start_weights', 'build_base', 'base_report', 'answer_to
 
 # %% ../nbs/33_pretrain_language.ipynb #e62654d3
 import copy
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import nn
 from .backbone import build_backbone, image_tokens
 from .base_sequences import collate, encode_turns
 from .base_tasks import PLACES, Turn, marker_turns, random_markers, scene_turns, words_box
+from .files import atomic
 from .hardblink import draw_markers
 from .pretrain_vision import place_loss
 from .scenes import Scene
@@ -154,10 +156,12 @@ def box_iou(
 def save_base(
     model: BaseModel,
     tokenizer,
-    folder: str | Path,  # e.g. data/checkpoints/tiny-base/language
+    folder: str | Path,  # replaced if it exists; e.g. data/checkpoints/tiny-base/language
 ) -> Path:
     "Write backbone and tokenizer in half precision, in transformers' format."
     folder = Path(folder)
-    copy.deepcopy(model.backbone).half().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    with atomic(folder, folder=True) as part:
+        copy.deepcopy(model.backbone).half().save_pretrained(part)
+        tokenizer.save_pretrained(part)
     return folder

@@ -16,16 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .dense_heads import DenseHeads, attention_init, dense_loss, mask_batch
 from .files import write_atomically, write_json
-from .record import provenance, read_metrics
+from .record import free_run, hold_run, provenance, read_metrics
 from .sam import build_sam2_whole, drop_video_parts, image_features, pyramid_features, save_sam
 from .segmentation import decode_masks, prompt_tokens, trained_parts, upsample
 from .settings import Settings
-from .weights import load_tensors, open_weights
+from .weights import load_tensors, open_weights, write_weights
 
 # %% ../nbs/31_pretrain_masks.ipynb #9063ffdb
 def prompt_mask_loss(
@@ -169,9 +168,7 @@ class MaskPretrainer:
     ) -> None:
         "Write the state; an interrupted write leaves the previous file."
         meta = dict(done=self.done, seconds=self.seconds, steps=self.steps)
-        part = path.with_suffix(".part")
-        save_file(self.state(), part, metadata={"run": json.dumps(meta)})
-        part.replace(path)
+        write_weights(path, self.state(), {"run": json.dumps(meta)})
 
     def load(
         self,
@@ -242,13 +239,13 @@ def pretrain_masks(
 ) -> tuple[nn.Module, list[dict]]:  # the trained SAM2, the log records of the run
     "Train SAM2 to segment from a point or a box; ends by writing out_dir/sam."
     out, log, records = Path(out_dir), logging.getLogger("perceptio.pretrain_masks"), []
-    out.mkdir(parents=True, exist_ok=True)
     n_train = len(store) - n_val
     if n_train < 1:
         raise ValueError(
             f"{len(store)} scenes leave none to train on after holding out {n_val}; write more or lower n_val"
         )
     trainer, state = MaskPretrainer(settings, **options), out / "state.safetensors"
+    hold_run(out, out.name)
     if resume and state.exists():
         trainer.load(state)
         records = [row for row in read_metrics(out) if row["step"] <= trainer.done]
@@ -279,4 +276,5 @@ def pretrain_masks(
             saved = time.monotonic()
     save_sam(trainer.sam, out / "sam")
     training_card(out, settings, data_hash, n_train, n_val)
+    free_run(out)
     return trainer.sam, records

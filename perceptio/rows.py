@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
-from .files import write_json
+from .files import atomic, write_json
 from .samples import BadSample, Sample, Turn
 
 # %% ../nbs/21_rows.ipynb #e8ee00f1
@@ -298,17 +298,16 @@ def write_rows(
 ) -> Path:  # the folder
     "Write rows.jsonl, offsets.npy and report.json; a folder with report.json is whole."
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").unlink(missing_ok=True)
     offsets, content = [0], hashlib.sha256()
-    with (folder / "rows.jsonl.part").open("wb") as file:
+    with atomic(folder / "rows.jsonl") as part, part.open("wb") as file:
         for row in rows:
             line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
             content.update(line)
             offsets.append(offsets[-1] + file.write(line))
             report.rows += 1
-    np.save(folder / "offsets.npy", np.array(offsets))
-    (folder / "rows.jsonl.part").replace(folder / "rows.jsonl")
+    with atomic(folder / "offsets.npy") as part, part.open("wb") as file:
+        np.save(file, np.array(offsets))
     write_json(folder / "report.json", report.as_dict() | dict(sha256=content.hexdigest()))
     return folder
 

@@ -7,7 +7,6 @@ __all__ = ['GENERATOR_VERSION', 'SPLITS', 'ARRAYS', 'CHUNK', 'FIXTURE', 'dispari
            'write_split', 'SceneStore', 'pack', 'write_fixture', 'fixture']
 
 # %% ../nbs/20_scenes.ipynb #f75f0b01
-import hashlib
 import json
 import multiprocessing
 import operator
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from .files import atomic, hash_file, once, sweep, write_atomically
 from .layout import sample_world
 from .notebook import project_root
 from .shading import render
@@ -120,12 +120,6 @@ def _cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _replace(path, text):
-    "Write a text file in one step."
-    temp = path.with_suffix(path.suffix + f".{os.getpid()}.tmp")
-    temp.write_text(text)
-    os.replace(temp, path)
-
 # %% ../nbs/20_scenes.ipynb #06204ab3
 def _write_chunk(folder, chunk, split, n, seed, px):
     "Render one chunk into the memmaps; its objects file appears last and marks it done."
@@ -137,42 +131,44 @@ def _write_chunk(folder, chunk, split, n, seed, px):
         lines.append(json.dumps(dict(index=i, objects=s.objects)) + "\n")
     for a in arrays.values():
         a.flush()
-    _replace(folder / f"chunk{chunk:05d}.jsonl", "".join(lines))
+    write_atomically(folder / f"chunk{chunk:05d}.jsonl", "".join(lines))
     return len(lines)
 
 # %% ../nbs/20_scenes.ipynb #ee659285
+def _refuse_other(says, found, plan):
+    "Raise if what is there was made by another plan."
+    if (found := {k: found[k] for k in plan}) != plan:
+        raise ValueError(f"{says} {found}, not {plan}: delete it or write elsewhere")
+
+
 def _start(folder, plan):
     "Make the unfinished folder, or check that the one found belongs to the same plan."
-    kept = folder / "plan.json"
-    if kept.exists():
-        found = json.loads(kept.read_text())
-        if found != plan:
-            raise ValueError(f"{folder} was begun with {found}, not {plan}: delete it or write elsewhere")
-        return
+    for kept in (folder / "meta.json", folder / "plan.json"):
+        if kept.exists():
+            _refuse_other(f"{folder} was begun with", json.loads(kept.read_text()), plan)
+            return
     folder.mkdir(parents=True, exist_ok=True)
     n, px = plan["n"], plan["px"]
     for name, (dtype, tail) in ARRAYS.items():
         np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(n, px, px, *tail)).flush()
-    _replace(kept, json.dumps(plan))
+    write_atomically(folder / "plan.json", json.dumps(plan))
 
 
-def _finish(folder, target, plan, chunks):
-    "Join the object records, write meta.json with the hash of the content, and give the folder its name."
-    parts = [folder / f"chunk{c:05d}.jsonl" for c in range(chunks)]
+def _join(folder, plan, parts):
+    "Join the object records, and write meta.json with the hash of the content: then all is there but the name."
     text = "".join(p.read_text() for p in parts)
-    _replace(folder / "objects.jsonl", text)
-    sha = {p.name: _sha256(p) for p in [*(folder / f"{k}.npy" for k in ARRAYS), folder / "objects.jsonl"]}
+    write_atomically(folder / "objects.jsonl", text)
+    sha = {p.name: hash_file(p) for p in [*(folder / f"{k}.npy" for k in ARRAYS), folder / "objects.jsonl"]}
     count = sum(len(json.loads(line)["objects"]) for line in text.splitlines())
-    _replace(folder / "meta.json", json.dumps(dict(**plan, objects=count, sha256=sha), indent=1))
-    os.replace(folder, target)
-    for p in [target / "plan.json", *target.glob("chunk*.jsonl"), *target.glob("*.tmp")]:
-        p.unlink()
+    write_atomically(folder / "meta.json", json.dumps(dict(**plan, objects=count, sha256=sha), indent=1))
 
-# %% ../nbs/20_scenes.ipynb #7e56c787
-def _sha256(path):
-    "SHA-256 of a file, read in pieces."
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+
+def _name(folder, target):
+    "Remove what only the making needed, and give the folder its name."
+    for p in [*folder.glob("chunk*.jsonl"), folder / "plan.json"]:
+        p.unlink(missing_ok=True)
+    sweep(folder)
+    os.replace(folder, target)
 
 # %% ../nbs/20_scenes.ipynb #67efca58
 def _run(jobs, workers):
@@ -204,22 +200,25 @@ def write_split(
     if n < 1:
         raise ValueError(f"n is {n}: a split needs at least one scene")
     target, plan = Path(root) / split, dict(split=split, n=n, seed=seed, px=px, version=GENERATOR_VERSION)
-    if (target / "meta.json").exists():
-        meta = json.loads((target / "meta.json").read_text())
-        if any(meta[k] != v for k, v in plan.items()):
-            found = {k: meta[k] for k in plan}
-            raise ValueError(f"{target} already holds {found}, not {plan}: delete it or write elsewhere")
-        return target
-    folder, chunks = target.with_name(split + ".partial"), -(-n // CHUNK)
-    _start(folder, plan)
-    todo = [c for c in range(chunks) if not (folder / f"chunk{c:05d}.jsonl").exists()]
-    done, workers = min(n, (chunks - len(todo)) * CHUNK), min(workers or _cores(), max(1, len(todo)))
-    jobs = [(folder, c, split, n, seed, px) for c in todo]
-    with tqdm(total=n, initial=done, unit="scene", desc=split, disable=not progress) as bar:
-        for count in _run(jobs, workers):
-            bar.update(count)
-    _finish(folder, target, plan, chunks)
+    once(target, lambda: _render(target, plan, workers, progress), f"split {split!r} in {target.parent.name}")
+    _refuse_other(f"{target} already holds", SceneStore(target).meta, plan)
     return target
+
+
+def _render(target, plan, workers, progress):
+    "Make the split, or what is missing of it; only the process that holds its lock does."
+    folder, n, chunks = target.with_name(target.name + ".partial"), plan["n"], -(-plan["n"] // CHUNK)
+    _start(folder, plan)
+    if not (folder / "meta.json").exists():
+        parts = [folder / f"chunk{c:05d}.jsonl" for c in range(chunks)]
+        todo = [c for c, part in enumerate(parts) if not part.exists()]
+        done, workers = min(n, (chunks - len(todo)) * CHUNK), min(workers or _cores(), max(1, len(todo)))
+        jobs = [(folder, c, plan["split"], n, plan["seed"], plan["px"]) for c in todo]
+        with tqdm(total=n, initial=done, unit="scene", desc=plan["split"], disable=not progress) as bar:
+            for count in _run(jobs, workers):
+                bar.update(count)
+        _join(folder, plan, parts)
+    _name(folder, target)
 
 # %% ../nbs/20_scenes.ipynb #0d06dff5
 class SceneStore:
@@ -284,14 +283,14 @@ FIXTURE = dict(split="val", n=12, seed=20)  # the committed scenes; no training 
 
 def pack(
     path: str | Path,  # a written split
-    target: str | Path,  # new folder
+    target: str | Path,  # new folder, which must not exist
 ) -> Path:
     "Compress a small split into one .npz, readable by SceneStore, for committing."
     store, target = SceneStore(path), Path(target)
-    target.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(target / "arrays.npz", **{k: np.array(getattr(store, k)) for k in ARRAYS})
-    shutil.copy(store.path / "objects.jsonl", target / "objects.jsonl")
-    _replace(target / "meta.json", json.dumps(dict(**store.meta, packed=True), indent=1))
+    with atomic(target, folder=True) as part:
+        np.savez_compressed(part / "arrays.npz", **{k: np.array(getattr(store, k)) for k in ARRAYS})
+        shutil.copy(store.path / "objects.jsonl", part / "objects.jsonl")
+        (part / "meta.json").write_text(json.dumps(dict(**store.meta, packed=True), indent=1))
     return target
 
 # %% ../nbs/20_scenes.ipynb #d2ce7e7d
