@@ -1,7 +1,9 @@
 # make train    install, then train and show the tiny model            (minutes)
 # make check-1B install, then the whole way at the real shapes of 1B with random weights, on the CPU: is there memory, is the way open (minutes);
-#               the picture in runs/check-1B/, the record in data/results/check-1B.json
+#               picture and result in runs/check-1B/
 # make test     install, then run every notebook at smoke size, then pytest; both with one process per core
+# make results  for maintainers: the results of the runs named by PUBLISH become the published ones, and figures/ and README's table are made anew; refuses a tree
+#               that differs from its commit. Nothing else changes files that are committed
 # make install  everything above needs, in .venv; does nothing when it is there already
 # make clean    remove the environment, caches and test leftovers; runs/ and data/ stay
 
@@ -9,8 +11,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 SIZE ?= tiny
+PUBLISH ?= tiny
+RUNS := $(or $(PERCEPTIO_HOME),.)/runs
 
-.PHONY: install train check-1B test clean
+.PHONY: install train check-1B results test clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -26,13 +30,17 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 train: install
-	mkdir -p runs/$(SIZE)
-	$(BIN)/papermill nbs/train.ipynb runs/$(SIZE)/train.ipynb -p size $(SIZE)
+	mkdir -p $(RUNS)/$(SIZE)
+	$(BIN)/papermill nbs/train.ipynb $(RUNS)/$(SIZE)/train.ipynb -p size $(SIZE)
 
 check-1B: export HF_HUB_OFFLINE = 1
 check-1B: install
-	mkdir -p runs
-	$(BIN)/papermill nbs/check_1B.ipynb runs/check-1B.ipynb -p size 1B -p write True
+	mkdir -p $(RUNS)
+	$(BIN)/papermill nbs/check_1B.ipynb $(RUNS)/check-1B.ipynb -p size 1B
+
+results: install
+	mkdir -p $(RUNS)
+	$(BIN)/papermill nbs/reproduce.ipynb $(RUNS)/reproduce.ipynb -p publish "$(PUBLISH)"
 
 # Tests take nothing from a network, use no GPU, draw on no screen and use one thread per process: nbdev_test and pytest run one process per core.
 test: export HF_HUB_OFFLINE = 1

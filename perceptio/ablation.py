@@ -7,6 +7,7 @@ __all__ = ['ROWS', 'run_name', 'is_recorded', 'run_ablation', 'ablate', 'change'
            'ablation_table', 'plot_ablations']
 
 # %% ../nbs/47_ablation.ipynb #4ec4abfb
+import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,12 +20,11 @@ from .codebook_training import ensure_codebook
 from .generation import Perceptio
 from .mixture import world, world_hash
 from .model import build_model
-from .notebook import in_test, project_root, run_dir
-from .record import Run, read_result, results_dir, write_result
+from .notebook import home_dir, in_test, run_dir
+from .record import Run, read_result, result_files, write_result
 from .settings import ABLATIONS, Settings
 from .suite import evaluate_world, summary
-from .trainer import checkpoint_step
-from .training import prepare_scenes, run_codebook, train_run
+from .training import begin_run, prepare_scenes, run_codebook, train_run
 
 # %% ../nbs/47_ablation.ipynb #10c40689
 ROWS = {  # ablation -> how tables print it
@@ -44,19 +44,19 @@ def run_name(
 
 # %% ../nbs/47_ablation.ipynb #e6ac6223
 def is_recorded(
-    name: str,  # of a result
+    name: str,  # of a run, and of its result
     settings: Settings,  # that it should have been measured with
     data_hash: str,
 ) -> bool:
     "Whether a result is there, of these settings and this data; refuses one of others."
-    found = read_result(name)
+    found = read_result(name, name)
     if found is None:
         return False
     there = found["settings"]  # a setting that is younger than the result is not compared
     differ = [k for k, v in settings.as_dict().items() if k in there and there[k] != v]
     differ += ["data_hash"] * (found["run"]["data_hash"] != data_hash)
     if differ:
-        raise ValueError(f"result {name!r} is of other {', '.join(differ)}: choose another prefix, or delete it")
+        raise ValueError(f"result {name!r} is of other {', '.join(differ)}: choose another prefix, or delete the folder runs/{name}")
     return True
 
 
@@ -69,7 +69,7 @@ def run_ablation(
     markers: int = 100,  # questions for each of 3, 4, 5 points
 ) -> Path:  # of the result
     "Train one run from the base, measure it, record it."
-    Run(name, settings, data_hash=world_hash(stores), resume=checkpoint_step(run_dir(name)))
+    begin_run(settings, name, world_hash(stores))
     codes, cache = prepared
     train_run(settings, name, curve_points=0, prepared=(codes if settings.use_depth else None, cache if settings.use_seg else None))
     val, codebook = {"val": stores["val"]}, run_codebook(settings, name, None)
@@ -94,7 +94,7 @@ def ablate(
 ) -> list[str]:  # names of all runs, recorded
     "Train and record every run that is not recorded yet, seed after seed."
     stores, folder = world(settings, progress=not in_test()), run_dir(prefix) / "codebook"
-    shared = folder.relative_to(project_root()) if folder.is_relative_to(project_root()) else folder
+    shared = folder.relative_to(home_dir())
     ensure_codebook(settings, stores["train"], folder)
     plan = {run_name(a, seed, prefix): (a, seed) for seed in seeds for a in ablations}
     chosen = {name: change(settings, a, seed=seed, codebook=str(shared)) for name, (a, seed) in plan.items()}
@@ -136,12 +136,13 @@ def seed_interval(
 
 def ablation_runs(
     prefix: str = "ablation",
+    own: bool = False,  # of the runs in runs/; False = published
 ) -> pd.DataFrame:  # a row per recorded run and measure: ablation, seed, measured, value, n
     "Everything that was recorded of a study."
     rows = []
     for ablation in ROWS:
-        for path in sorted(results_dir().glob(f"{prefix}-{ablation}-s*.json")):
-            found = read_result(path.stem)
+        for path in result_files(f"{prefix}-{ablation}-s*", own):
+            found = json.loads(path.read_text(encoding="utf-8"))
             rows += [dict(ablation=ablation, seed=found["seed"], measured=m, value=v["value"], n=v["n"]) for m, v in found["measured"].items()]
     return pd.DataFrame(rows, columns=["ablation", "seed", "measured", "value", "n"])
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from .benchmarks import COLUMNS, lmms_command, lmms_results
 from .intervals import wilson
 from .notebook import run_dir
-from .record import read_run, write_result
+from .record import check_origin, write_result
 
 # %% ../nbs/44b_benchmark_results.ipynb #7b83d1d9
 PARTS = {"MME": {"MME-P": ("mme_perception_score",), "MME-C": ("mme_cognition_score",), "MME-T": ("mme_perception_score", "mme_cognition_score")}}  # columns that are made of one task's metrics
@@ -48,7 +48,7 @@ def record_benchmarks(
     for task, found in lmms_results(output).items():
         kept = in_columns(of_task[task], found) if task in of_task else dict(metrics=found["metrics"], intervals={})
         name = f"{run}-lmms-{task}"
-        write_result(name, kept, read_run(run_dir(run)), asked_hash(found["records"]), run_dir(run) / "checkpoint", seconds, n=found["n"], protocol=f"lmms-eval, task {task}")
+        write_result(name, kept, run, asked_hash(found["records"]), run_dir(run) / "checkpoint", seconds, n=found["n"], protocol=f"lmms-eval, task {task}")
         names.append(name)
     return names
 
@@ -60,6 +60,7 @@ def run_benchmarks(
     **more,  # of lmms_command
 ) -> list[str]:  # names of the results; none if only a part was asked
     "Ask, and record."
+    check_origin(run)
     started = time.perf_counter()
     done = subprocess.run(lmms_command(run_dir(run) / "checkpoint", tasks, output, **more), capture_output=True, text=True)
     if done.returncode:

@@ -25,7 +25,7 @@ from .codebook import DepthCodebook
 from .depth_cache import DepthTokens, tokens_folder, write_depth_tokens
 from .depth_teacher import TEACHERS, DepthTeacher, fingerprint
 from .files import PATIENCE, hash_file, lock
-from .notebook import project_root
+from .notebook import find
 from .rows import Report, find_image, read_image
 from .samples import BadSample
 from .settings import Settings
@@ -113,7 +113,7 @@ def named_codebook(settings: Settings) -> DepthCodebook:  # frozen
     "The codebook of the settings."
     if not settings.codebook:
         raise ValueError(f"size {settings.size!r} names no codebook, and depth tokens mean nothing without one: make one (nbs/11b_codebook_training.ipynb) and set `codebook` in settings.ini")
-    codebook = DepthCodebook.from_pretrained(project_root() / settings.codebook, settings.depth_size, settings.codebook_unit)
+    codebook = DepthCodebook.from_pretrained(find(settings.codebook), settings.depth_size, settings.codebook_unit)
     wanted = (settings.n_codes, settings.n_depth_tokens)
     if (codebook.n_codes, codebook.n_tokens) != wanted:
         raise ValueError(f"{settings.codebook} has {codebook.n_codes} codes and writes {codebook.n_tokens} a map; size {settings.size!r} has n_codes, n_depth_tokens = {wanted}: name another codebook")
@@ -122,7 +122,7 @@ def named_codebook(settings: Settings) -> DepthCodebook:  # frozen
 
 def teacher_name(settings: Settings) -> str:  # a folder, or a name on the hub
     "The depth teacher of the settings."
-    folder = project_root() / settings.depth_teacher
+    folder = find(settings.depth_teacher)
     return str(folder) if folder.is_dir() else TEACHERS.get(settings.depth_teacher, settings.depth_teacher)
 
 
@@ -135,7 +135,7 @@ def find_depth(
     settings: Settings,
 ) -> dict[str, tuple[str, str]]:  # what -> (found, what to get)
     "What depth tokens need, without loading it."
-    path, teacher = project_root() / settings.codebook, teacher_name(settings)
+    path, teacher = find(settings.codebook), teacher_name(settings)
     there = settings.codebook and (path.is_file() or (path / "codebook.json").is_file())
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", teacher)
     local = Path(teacher).is_dir() or on_hub and isinstance(try_to_load_from_cache(teacher, "model.safetensors"), str)

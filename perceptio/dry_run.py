@@ -22,7 +22,7 @@ from .codebook import DepthCodebook
 from .depth_store import find_depth
 from .model import TEST_WORDS, PerceptioModel
 from .new_rows import CHUNK, check_linear
-from .notebook import project_root
+from .notebook import checkout, data_dir, find, home_dir
 from .prepare import check_data, prepared_folders, rows_dir
 from .segmentation import build_mask_head
 from .settings import Settings
@@ -162,7 +162,7 @@ def requirements(
     settings: Settings,
 ) -> pd.DataFrame:  # what, path, hint, needed, found
     "Everything a run of these settings reads."
-    root, rows = project_root(), []
+    rows = []
     if settings.base:
         try:
             rows.append(("language model", check_base(language_folder(settings), settings), ""))
@@ -176,14 +176,14 @@ def requirements(
         except ValueError as error:
             rows.append((what, None, str(error)))
     if settings.use_seg and settings.sam_checkpoint:
-        rows.append(("SAM2", root / settings.sam_checkpoint, "download sam2_hiera_large.pt from the SAM2 repository"))
+        rows.append(("SAM2", find(settings.sam_checkpoint), "download sam2_hiera_large.pt from the SAM2 repository"))
     if settings.use_depth and settings.codebook:
-        rows.append(("depth codebook", root / settings.codebook, "a VQ-VAE file in AURORA's format with 128 codes, or a folder of DepthCodebook.save_pretrained"))
+        rows.append(("depth codebook", find(settings.codebook), "a VQ-VAE file in AURORA's format with 128 codes, or a folder of DepthCodebook.save_pretrained"))
     if settings.data == "paper":
         ready = {folder.name for folder in prepared_folders(rows_dir())}
         rows.append(("prepared rows", rows_dir() if ready else None, "run nbs/prepare_data.ipynb with data_root = the folder of your data sets"))
-        for part in check_data(root / "data").query("`for` != 'benchmark'").to_dict("records"):
-            found = rows_dir() / part["download"] if part["download"] in ready else root / "data" if part["found"] else None
+        for part in check_data(data_dir()).query("`for` != 'benchmark'").to_dict("records"):
+            found = rows_dir() / part["download"] if part["download"] in ready else data_dir() if part["found"] else None
             rows.append((f"data: {part['download']}", found, part["what to get"]))
         if settings.use_depth:
             stores = [d for name in sorted(ready) for d in json.loads((rows_dir() / name / "source.json").read_text())["depth"]]
@@ -192,9 +192,14 @@ def requirements(
     table = pd.DataFrame(rows, columns=["what", "path", "hint"])
     table["needed"] = [not what.startswith("data: ") for what in table["what"]]  # of the data sets, those that are there are used
     table["found"] = [path is not None and Path(path).exists() for path in table["path"]]
-    table["path"] = [str(Path(p).relative_to(root)) if p is not None and Path(p).is_relative_to(root) else str(p or "") for p in table["path"]]
+    table["path"] = [_short(path) if path is not None else "" for path in table["path"]]
     table["hint"] = table["hint"].where(~table["found"], "")
     return table
+
+
+def _short(path):
+    roots = [root for root in (home_dir(), checkout()) if root and Path(path).is_relative_to(root)]
+    return str(Path(path).relative_to(roots[0]) if roots else path)
 
 
 def check_requirements(settings: Settings) -> None:

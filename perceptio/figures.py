@@ -27,8 +27,8 @@ from .generation import Perceptio
 from .marker_evaluation import marked_items
 from .mixture import ASK
 from .model import build_model
-from .notebook import data_dir, in_test, project_root, run_dir, scratch_dir
-from .record import Run, read_run
+from .notebook import data_dir, in_test, run_dir
+from .record import Run, code_name, read_run
 from .samples import Sample, Turn
 from .saving import save_model
 from .scenes import SceneStore, write_split
@@ -60,9 +60,11 @@ def depth_over(
     return ((image.mean(-1, keepdims=True) + 2 * depth_picture(depth).astype(float)) / 3).astype(np.uint8)
 
 # %% ../nbs/51_figures.ipynb #73bb2419
-def figures_dir() -> Path:
-    "Where figures are written; under test a temporary folder."
-    return (scratch_dir() if in_test() else project_root()) / "figures"
+def figures_dir(
+    run: str,  # a folder below runs/
+) -> Path:
+    "Where the figures of a run are written. Those in figures/ are published copies."
+    return run_dir(run) / "figures"
 
 
 def png_bytes(
@@ -115,38 +117,43 @@ def svg_bytes(figure: Figure) -> bytes:
 def save_figure(
     figure: Figure,
     name: str,  # without ending, e.g. "figure3"
+    run: str,  # a folder below runs/
     svg: bool = False,  # also as SVG
     dpi: int = 112,
     limit: int = 200_000,  # bytes of a PNG
 ) -> list[Path]:  # what was written
-    "Write a figure to figures/."
+    "Write a figure to runs/<run>/figures/."
     files = {f"{name}.png": png_bytes(figure, dpi)} | ({f"{name}.svg": svg_bytes(figure)} if svg else {})
     if (size := len(files[f"{name}.png"])) > limit:
         raise ValueError(f"{name}.png would have {size} bytes, {limit} are allowed: show fewer cases, or lower dpi, now {dpi}")
-    return [write_atomically(figures_dir() / file, data) for file, data in files.items()]
+    return [write_atomically(figures_dir(run) / file, data) for file, data in files.items()]
 
 # %% ../nbs/51_figures.ipynb #eabf868b
 def untrained_run(
     run: str,  # its folder below runs/
+    ablation: str = "full",
 ) -> None:
-    "Leave a random checkpoint of size smoke: what notebooks show under test."
-    settings = Settings.load("smoke")
+    "Leave a random checkpoint of size smoke where there is none: what notebooks show under test."
+    if (run_dir(run) / "checkpoint").is_dir():
+        return
+    settings, codebook = Settings.load("smoke", ablation), None
     torch.manual_seed(settings.seed)
     with Run(run, settings, data_hash="untrained") as made:
-        codebook = DepthCodebook.from_settings(settings)
-        codebook.codebook.copy_(torch.randn_like(codebook.codebook))
+        if settings.use_depth:
+            codebook = DepthCodebook.from_settings(settings)
+            codebook.codebook.copy_(torch.randn_like(codebook.codebook))
         save_model(*build_model(settings, codebook), made.dir / "checkpoint")
         made.finish()
 
 
 def validation_scenes(settings: Settings) -> SceneStore:
     "The validation split of these settings, rendered if it is not there."
-    root = (scratch_dir() if in_test() else data_dir()) / "scenes" / f"{settings.size}-{settings.n_val}"
+    root = data_dir() / "scenes" / f"{settings.size}-{settings.n_val}"
     return SceneStore(write_split(root, "val", settings.n_val, progress=not in_test()))
 
 
 def open_run(
-    size: str,  # "smoke": an untrained checkpoint is made first
+    size: str,  # "smoke": an untrained checkpoint is made where there is none
     run: str = "",  # a folder below runs/; "" = the size
 ) -> tuple[Perceptio, SceneStore, dict]:  # model, validation scenes, the run's record
     "What a figure is made from."
@@ -240,7 +247,7 @@ def small_print(
     "Where the pictures come from and how they were chosen."
     good = sum(c.right for c in cases)
     count = lambda n, word: f"the first {word}" if n == 1 else f"the first {n} {word}"  # noqa: E731
-    origin = f"Run {record['name']}, size {record['size']}, seed {record['seed']}, commit {record['commit'][:8] or 'none'}; built-in scenes, free decoding."
+    origin = f"Run {record['name']}, size {record['size']}, seed {record['seed']}, {code_name(record, 8)}; built-in scenes, free decoding."
     chosen = f"Shown: {count(right, 'right')} and {count(wrong, 'wrong')} of {len(cases)} {what} in the order of the validation scenes"
     return f"{origin} {chosen} ({good} right, {len(cases) - good} wrong)."
 

@@ -21,12 +21,12 @@ from .generation import Perceptio, find_checkpoint
 from .metrics import RefSegMetrics
 from .notebook import run_dir
 from .paper_mixture import PARTS, PaperMixture, Source
-from .record import Run
+from .record import weights_hash
 from .rows import SEGMENT, Report, decode_mask, encode_mask, find_image, read_image
 from .saving import load_model, save_model
 from .settings import Settings
-from .trainer import RunLog, checkpoint_step, train
-from .training import trainer_on
+from .trainer import RunLog, train
+from .training import begin_run, trainer_on
 
 # %% ../nbs/46_finetuning.ipynb #9e22b58a
 def divide(
@@ -190,7 +190,7 @@ def finetune(
     checkpoint: str | Path,  # a folder, or a run such as "runs/tiny"
     sources: Sequence[Source],
     name: str,  # of the new run
-    resume: bool = True,  # go on from the run's last checkpoint
+    resume: bool = True,  # go on with a run of this name, see begin_run
     base: str | Path = "",  # where the checkpoint's base and SAM2 lie, as for load_model; "" = where it says
     sam: str | Path = "",
     **changes,  # settings, names in FREE
@@ -203,9 +203,8 @@ def finetune(
     for source in sources:
         check_told_apart(source.rows, tokenizer)
     model.settings = tuning_settings(model.settings, **changes)
-    done = checkpoint_step(folder) if resume else None
-    with Run(name, model.settings, data_hash=sources_hash(sources), resume=done) as run:
-        run.record |= dict(base_run=start.parent.name if start.name == "checkpoint" else start.name)
-        train(trainer_on(model, tokenizer, tuning_mixture(sources, model.settings, folder), folder, [RunLog(run)]), resume)
+    base_run = start.parent.name if start.name == "checkpoint" else start.name
+    with begin_run(model.settings, name, sources_hash(sources), resume, base_run=base_run, base_hash=weights_hash(start)) as run:
+        train(trainer_on(model, tokenizer, tuning_mixture(sources, model.settings, folder), folder, [RunLog(run)]))
         save_model(model.eval(), tokenizer, folder / "checkpoint")
     return Perceptio(model, tokenizer, folder / "checkpoint")

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from .codebook import DepthCodebook
 from .files import hash_files, once, write_atomically
 from .hardblink import LETTERS, QUESTION, PointPool, draw_markers, sample_points
-from .notebook import data_dir, in_test, scratch_dir
+from .notebook import data_dir
 from .questions import attribute_sentence, caption, expressions, vqa
 from .samples import Sample, Turn, corrupt_codes
 from .scenes import SPLITS, Scene, SceneStore, write_split
@@ -70,7 +70,7 @@ def world(
     progress: bool = True,
 ) -> dict[str, SceneStore]:  # train, val, testA, testB
     "The scenes of these settings below data/scenes, rendered if they are not there."
-    root = (scratch_dir() if in_test() else data_dir()) / "scenes"
+    root = data_dir() / "scenes"
     counts = {"train": settings.n_train, "val": settings.n_val, "testA": settings.n_test, "testB": settings.n_test}
     return {split: SceneStore(write_split(root / f"{settings.size}-{n}", split, n, progress=progress)) for split, n in counts.items()}
 

@@ -30,7 +30,7 @@ from .files import hash_files, write_json
 from .grounded import GCG_EXPECTED, find_gcg, gcg_rows
 from .instruct import LLAVA_EXPECTED, find_llava, llava_rows
 from .joint_set import read_joint, write_joint
-from .notebook import data_dir, in_test, scratch_dir
+from .notebook import data_dir
 from .own_data import READERS as OWN_FILES
 from .own_data import own_rows
 from .paper_mixture import Source
@@ -344,7 +344,7 @@ def rows_hash(out: str | Path) -> str:  # 64 hexadecimal digits
 
 def rows_dir() -> Path:
     "data/rows, or a temporary folder under test."
-    return (scratch_dir() if in_test() else data_dir()) / "rows"
+    return data_dir() / "rows"
 
 # %% ../nbs/28_prepare.ipynb #ef876b0d
 def prepared_table(

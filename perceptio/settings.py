@@ -14,7 +14,7 @@ import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from .notebook import check_type, in_test, nearest, project_root, say_once
+from .notebook import check_type, in_test, nearest, package_dir, project_root, say_once
 
 # %% ../nbs/00_settings.ipynb #ec2d88df
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class RunSettings:
 class BackboneSettings:
     "InternVL: image encoder, projector, language model (section 3.1)."
 
-    base: str  # checkpoint to start from: a folder (relative to the checkout) or a hub name; "" = random weights
+    base: str  # checkpoint to start from: a folder (relative to PERCEPTIO_HOME or the checkout) or a hub name; "" = random weights
     system_message: str  # what the system block in front of every conversation says; "" = no such block
     vision_hidden: int  # width of the image encoder
     vision_layers: int  # its blocks
@@ -57,11 +57,11 @@ class CodebookSettings:
     n_depth_tokens: int  # n, a square: the sqrt(n) x sqrt(n) grid of codes
     depth_size: int  # pixels, side of the depth map the codebook sees
     code_dim: int  # D, width of one code
-    codebook: str  # a trained one: a folder or file, relative to the checkout; "" = trained by the run
+    codebook: str  # a trained one: a folder or file, relative to PERCEPTIO_HOME or the checkout; "" = trained by the run
     codebook_unit: str  # "" = refuse a file that looks like metres | inverse: it was trained on inverse depth all the same
     codebook_preset: str  # aurora (the published architecture) | compact (fast on a CPU)
     codebook_steps: int  # optimiser steps of its training
-    depth_teacher: str  # gives photographs their depth: small | base | large, a name on the hub, or a folder relative to the checkout; built-in scenes need none
+    depth_teacher: str  # gives photographs their depth: small | base | large, a name on the hub, or a folder relative to PERCEPTIO_HOME or the checkout; built-in scenes need none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class SegmentationSettings:
     "SAM2 and its mask decoder (section 3.1)."
 
     sam_config: str  # configuration inside the sam2 package, or "tiny" for ours
-    sam_checkpoint: str  # its weights: a .pt file or a folder, relative to the checkout; "" = random
+    sam_checkpoint: str  # its weights: a .pt file or a folder, relative to PERCEPTIO_HOME or the checkout; "" = random
     sam_image_size: int  # pixels, side of the image SAM2 sees
     mask_dim: int  # width of its prompt tokens, and so of the projected [SEG] state
     mask_size: int  # pixels, side of the square that true masks are resized to for the loss; 0 = as large as the image
@@ -232,9 +232,8 @@ ABLATIONS = {
 # %% ../nbs/00_settings.ipynb #63c5ea81
 def settings_file() -> Path:
     "The settings.ini that belongs to this code: the wheel's own, else the checkout's."
-    here = Path(globals().get("__file__", "x")).resolve().parent
-    found = [p for p in (here / "settings.ini", here.parent / "settings.ini") if p.is_file()]
-    return found[0] if found else project_root() / "settings.ini"
+    own = package_dir() / "settings.ini"
+    return own if own.is_file() else project_root() / "settings.ini"
 
 
 def read_settings_file(

@@ -37,7 +37,7 @@ from .depth_store import Depth, named_codebook
 from .dry_run import check_requirements, check_room, device_memory, memory_table, meta_model, parameter_table
 from .example import no_teacher, rendered_depth, write_example
 from .generation import Perceptio
-from .notebook import data_dir, in_test, project_root, run_dir
+from .notebook import data_dir, home_dir, in_test, run_dir
 from .prepare import prepare_sources, rows_dir, rows_hash
 from .published import SMALL, random_checkpoint
 from .record import Run, read_metrics, read_run
@@ -109,11 +109,11 @@ IMPORTED = ["perceptio.size_check", "transformers.models.internvl.modeling_inter
 def temporary_home(
     folder: str | Path,  # must not exist; removed at the end, whatever happens
 ) -> Iterator[Path]:
-    "What stands for the checkout."
+    "What stands for the place of data and runs."
     home = Path(folder).absolute()
     if home.exists():
         raise ValueError(f"{home.name!r} in {home.parent.name!r} is there already, and the end of the check would remove it: delete it, or give the check another name")
-    shutil.copytree(data_dir() / "fixture", home / "data" / "fixture")
+    (home / "data").mkdir(parents=True)
     try:
         yield home
     finally:
@@ -121,7 +121,7 @@ def temporary_home(
 
 
 def _move_in(home):
-    os.environ |= {"PERCEPTIO_ROOT": home} | ({"PERCEPTIO_SCRATCH": home} if in_test() else {})
+    os.environ |= {"PERCEPTIO_HOME": home} | ({"PERCEPTIO_SCRATCH": home} if in_test() else {})
 
 
 def _context():
@@ -135,7 +135,7 @@ def at_home(
     function: Callable,  # of a module
     *args,
 ):  # what it returns
-    "Call a function in a new process for which `home` is the checkout."
+    "Call a function in a new process for which `home` is the place of data and runs."
     with ProcessPoolExecutor(1, mp_context=_context(), initializer=_move_in, initargs=(str(home),)) as pool:
         return pool.submit(function, *args).result()
 
@@ -154,11 +154,11 @@ def exit_code(home: Path, function: Callable, *args) -> int:  # negative: the si
 
 # %% ../nbs/49_size_check.ipynb #c49a0010
 def check_space(settings: Settings) -> dict[str, float]:  # GiB estimated: memory, disk
-    "Refuse to begin what would not fit; the disk is that of the current checkout."
+    "Refuse to begin what would not fit; the disk is that of data and runs."
     parts = parameter_table(meta_model(settings))
     trained, sam = parts["trained"].sum(), parts["bytes"].filter(like="SAM2").sum()
     disk = (2 * (parts["bytes"].sum() - sam) + 1.1 * sam + 4 * 12 * trained + 2**28) / 2**30
-    free = shutil.disk_usage(project_root()).free / 2**30
+    free = shutil.disk_usage(home_dir()).free / 2**30
     if disk > free:
         raise ValueError(f"the check of size {settings.size!r} writes about {disk:.1f} GiB, and {free:.1f} are free: make room; all of it is removed at the end")
     check_room(settings, device_memory(), free)
@@ -170,10 +170,10 @@ def write_inputs(settings: Settings) -> dict:
     checkpoints = data_dir() / "checkpoints"
     random_checkpoint(checkpoints / Path(settings.base).name, settings)
     sam = build_sam2_whole(replace(settings, sam_checkpoint=""))
-    torch.save({"model": sam.state_dict()}, project_root() / settings.sam_checkpoint)
+    torch.save({"model": sam.state_dict()}, home_dir() / settings.sam_checkpoint)
     maps = np.stack([scene.disparity for scene in (fixture()[k] for k in range(len(fixture())))])
     codebook, history = train_codebook(maps, settings, steps=20)
-    codebook.save_pretrained(project_root() / settings.codebook)
+    codebook.save_pretrained(home_dir() / settings.codebook)
     write_example(data_dir())
     return {"codebook mse": [history[0]["mse"], history[-1]["mse"]]}
 
@@ -245,19 +245,19 @@ def answer(settings: Settings) -> dict:
         raise ValueError(f"no mask or no depth came out: {out.notes}")
     if out.mask.shape != image.shape[:2] or out.depth.shape != image.shape[:2]:
         raise ValueError(f"mask {out.mask.shape} and depth {out.depth.shape} of an image {image.shape[:2]}")
-    out.figure().savefig(project_root() / "answer.png", dpi=80)
+    out.figure().savefig(home_dir() / "answer.png", dpi=80)
     tiles = image_tiles(image, settings)
     text = f"<img>{'<IMG_CONTEXT>' * (len(tiles) * image_tokens(settings))}</img>\nwhat is this?"
     ids = torch.tensor([model.tokenizer(text, add_special_tokens=False).input_ids])
     with torch.no_grad(), model.model.arithmetic():
         logits = model.model.inner(input_ids=ids, pixel_values=tiles).logits[0, -1]
-    save_file(dict(ids=ids, tiles=tiles, logits=logits.float()), project_root() / "expected.safetensors")
+    save_file(dict(ids=ids, tiles=tiles, logits=logits.float()), home_dir() / "expected.safetensors")
     return {"depth tokens": len(out.parsed.codes), "depth range": [float(out.depth.min()), float(out.depth.max())], "mask share": float(out.mask.mean())}
 
 
 def export(settings: Settings) -> dict:
     "The language model as a folder for transformers."
-    folder = export_backbone(run_dir(NAME) / "checkpoint", project_root() / "export")
+    folder = export_backbone(run_dir(NAME) / "checkpoint", home_dir() / "export")
     return {"files": sorted(p.name for p in folder.iterdir())}
 
 # %% ../nbs/49_size_check.ipynb #c49a0019
@@ -281,7 +281,7 @@ json.dump(dict(difference=other.item(), dtype=str(kind), lacking=lacking, seen=s
 
 def reload(settings: Settings) -> dict:
     "Read the exported folder with nothing but transformers."
-    root = project_root()
+    root = home_dir()
     done = subprocess.run([sys.executable, "-I", "-c", RELOAD, root / "export", root / "expected.safetensors"], cwd=root, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"transformers alone cannot read the exported folder: {done.stderr.strip().splitlines()[-1]}")

@@ -23,7 +23,7 @@ from .depth_evaluation import evaluate_depth
 from .evaluation import evaluate_res, res_queries
 from .marker_evaluation import evaluate_hardblink, marked_items, token_replacement_test
 from .mixture import ASK
-from .record import read_metrics, read_result, read_run
+from .record import code_name, read_metrics, read_result, read_run
 from .samples import Sample, Turn
 from .settings import Settings
 from .text_evaluation import evaluate_sentences, evaluate_vqa, vqa_queries
@@ -156,21 +156,24 @@ def result_name(run: str, part: str) -> str:
 
 def recorded(
     run: str,  # name of a run whose results were written
+    own: bool = False,  # those in the run's folder; False = published ones
 ) -> dict[str, dict]:  # part -> its result file; parts that were not run are absent
     "The results of a run, as recorded."
-    files = {part: read_result(result_name(run, part)) or read_result(result_name(run, EARLIER.get(part, part))) for part in PARTS}
+    read = lambda part: read_result(result_name(run, part), run if own else "")  # noqa: E731
+    files = {part: read(part) or read(EARLIER.get(part, part)) for part in PARTS}
     return {part: dict(file, **file["metrics"]) for part, file in files.items() if file is not None}
 
 
 def markdown(
     run: str,
     *beside: str,  # other runs, a column each
+    own: bool = False,  # see `recorded`
 ) -> str:
     "The recorded results of a run as a Markdown table with its origin, or `not run`."
-    results, known = recorded(run), lambda value: value is not None and value == value  # neither absent nor NaN
+    results, known = recorded(run, own), lambda value: value is not None and value == value  # neither absent nor NaN
     if not results:
         return "not run"
-    others = {name: {row["measured"]: row["ours"] for row in summary(recorded(name)).to_dict("records")} for name in beside}
+    others = {name: {row["measured"]: row["ours"] for row in summary(recorded(name, own)).to_dict("records")} for name in beside}
     head = ["measured on built-in scenes", "ours", "95 % interval", "n", "best rule", *others]
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for row in summary(results).to_dict("records"):
@@ -181,7 +184,7 @@ def markdown(
         columns = [row["measured"], f"**{number(row['ours'])}**", interval, str(row["n"]), rule, *more]
         lines.append(f"| {' | '.join(columns)} |")
     for name in (run, *beside):
-        lines += ["", *origin(name, recorded(name))]
+        lines += ["", *origin(name, recorded(name, own))]
     return "\n".join(lines)
 
 
@@ -194,7 +197,7 @@ def origin(
         return [f"Run `{run}`: not run."]
     first = next(iter(results.values()))
     trained = f"{first['settings']['max_steps']} steps" + (f" in {first['minutes']:.1f} minutes" if first.get("minutes") else "")
-    line = f"Run `{run}`: {trained}, {first['settings']['n_depth_tokens']} depth tokens, commit {first['run']['commit'][:10]}, seed {first['seed']}, data {first['data_hash'][:10]}, on {first['run']['device']}."
+    line = f"Run `{run}`: {trained}, {first['settings']['n_depth_tokens']} depth tokens, {code_name(first['run'])}, seed {first['seed']}, data {first['data_hash'][:10]}, on {first['run']['device']}."
     replaced = results.get("replacement", {}).get("metrics", {})
     if replaced:
         shown = ", ".join(f"{name} {replaced[f'{name}/average']:.3f}" for name in ("own", "true", "other", "random", "constant"))

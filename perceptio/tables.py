@@ -19,9 +19,9 @@ from .ablation import ROWS, ablation_table
 from .benchmark_results import PARTS
 from .benchmarks import COLUMNS as BENCHMARKS
 from .files import write_atomically
-from .notebook import in_test, project_root, scratch_dir
+from .notebook import run_dir
 from .paper import table
-from .record import read_result
+from .record import code_name, read_result
 from .suite import recorded, summary
 
 # %% ../nbs/52_tables.ipynb #975b6866
@@ -110,10 +110,11 @@ OTHER_NAMES = {"SQA test": "ScienceQA"}  # of the paper's columns
 def measured(
     column: str,  # of the paper
     run: str,  # e.g. "8B"
+    own: bool = False,  # from the run's folder; False = published
 ) -> tuple[Cell, dict | None]:  # the cell, and its result file
     "Our number for one column of the paper, in the paper's unit, or `not run`."
     name, key, factor = COLUMNS[OTHER_NAMES.get(column, column)]
-    result = read_result(name.format(run=run))
+    result = read_result(name.format(run=run), run if own else "")
     if result is None:
         return NOT_RUN, None
     low, high = result["metrics"]["intervals"].get(key, (None, None))
@@ -128,8 +129,8 @@ def origin_note(
     "Where the numbers of a row come from."
     protocol = f"; {result['protocol']}" if result.get("protocol") else ""
     run = result["run"]
-    dirty = lambda state: " (dirty)" if state["dirty"] else ""
-    return f"{name}: run {run['name']}, size {result['size']}, seed {result['seed']}, trained at {run['commit'][:10]}{dirty(run)}, measured at {result['commit'][:10]}{dirty(result)}, data {result['data_hash'][:10]}{protocol}"
+    code = lambda state: code_name(state).removeprefix("commit ") + (" (dirty)" if state.get("dirty") else "")
+    return f"{name}: run {run['name']}, size {result['size']}, seed {result['seed']}, trained at {code(run)}, measured at {code(result)}, data {result['data_hash'][:10]}{protocol}"
 
 # %% ../nbs/52_tables.ipynb #e3563b38
 RUNS = {  # row of the paper -> run of ours
@@ -150,6 +151,7 @@ def quoted(value, like=None) -> Cell:
 def paper_table(
     number: int,  # 1 to 5
     runs: dict[str, str] | None = None,  # row -> run; None = RUNS
+    own: bool = False,  # the results in the runs' folders; False = published ones
 ) -> Table:
     "A table of the paper with our rows."
     printed, runs = table(number), RUNS if runs is None else runs
@@ -158,7 +160,7 @@ def paper_table(
         quotes = [quoted(v) for v in row]
         out.add(f"{name}, paper" if name in runs else name, quotes)
         if name in runs:
-            ours, results = zip(*(measured(c, runs[name]) for c in printed.columns))
+            ours, results = zip(*(measured(c, runs[name], own) for c in printed.columns))
             out.add(f"{name}, ours", list(ours))
             pairs = [(q, o) for q, o in zip(quotes, ours)]
             if any(o.kind == "measured" for o in ours):
@@ -171,18 +173,20 @@ def world_table(
     title: str,
     measures: dict[str, str],  # column -> a measure of suite.summary
     runs: Iterable[str],  # recorded runs, a row each
+    own: bool = False,  # see `paper_table`
 ) -> Table:
     "Recorded runs on the built-in scenes, with the best simple rule for each column."
     out = Table(title, list(measures), notes=["built-in scenes, measured; none of these is a number of a public benchmark", "best rule: the best of chance, majority and rules of place and size for the same questions"])
     for name in runs:
-        rows = {r["measured"]: r for r in summary(recorded(name)).to_dict("records")} if recorded(name) else {}
+        found = recorded(name, own)
+        rows = {r["measured"]: r for r in summary(found).to_dict("records")} if found else {}
         if rows and not out.rows:
             known = lambda r: r and r["best rule"] == r["best rule"] and r["best rule"] is not None
             out.add("best rule", [Cell("measured", rows[m]["best rule"], 3) if known(rows.get(m)) else NONE for m in measures.values()])
         cells = [Cell("measured", rows[m]["ours"], 3, rows[m]["95 % low"], rows[m]["95 % high"], rows[m]["n"]) if m in rows else NOT_RUN for m in measures.values()]
         out.add(name, cells)
         if rows:
-            out.notes.append(origin_note(name, next(iter(recorded(name).values()))))
+            out.notes.append(origin_note(name, next(iter(found.values()))))
             out.notes.append(f"{name}: n = {', '.join(f'{c} {cell.n}' for c, cell in zip(measures, cells) if cell.n)}")
     return out
 
@@ -193,6 +197,7 @@ def ablation_rows(
     ablations: Iterable[str],  # keys of ablation.ROWS, "full" first
     runs: pd.DataFrame,  # from ablation.ablation_runs
     prefix: str = "ablation",  # of the study
+    own: bool = False,  # see `paper_table`
 ) -> Table:
     "A study on the built-in scenes: mean over seeds, and the difference to the full model."
     found = Table(title, list(measures))
@@ -205,11 +210,12 @@ def ablation_rows(
         if a != "full" and any(r is not None for r in rows):
             found.add("difference", [NONE if r is None else Cell("difference", r["difference"], 3, r["difference low"], r["difference high"]) for r in rows])
     seeds = sorted(set(runs["seed"])) if len(runs) else []
-    steps = {read_result(f"{prefix}-full-s{s}")["settings"]["max_steps"] for s in seeds if read_result(f"{prefix}-full-s{s}")}
+    read = lambda a, s: read_result(name := f"{prefix}-{a}-s{s}", name if own else "")
+    steps = {full["settings"]["max_steps"] for s in seeds if (full := read("full", s))}
     found.notes = [
         "built-in scenes, measured; none of these is a number of a public benchmark",
         f"mean over seeds {', '.join(map(str, seeds)) or 'none'} with Student-t 95 % interval, {', '.join(map(str, steps)) or 'no'} steps each; differences are taken seed by seed",
-        *[origin_note(ROWS[a], r) for a in ablations for s in seeds[:1] if (r := read_result(f"{prefix}-{a}-s{s}"))],
+        *[origin_note(ROWS[a], r) for a in ablations for s in seeds[:1] if (r := read(a, s))],
     ]
     return found
 
@@ -222,8 +228,9 @@ QUESTIONS = {"closed questions, mean of kinds": "vqa, mean of the kinds", "color
 def write_tables(
     name: str,  # e.g. "table1"
     tables: list[Table],
+    run: str,  # a folder below runs/
 ) -> list[Path]:
-    "Markdown, HTML and LaTeX below figures/, or in a temporary folder under test."
-    folder = (scratch_dir() if in_test() else project_root()) / "figures"
+    "Markdown, HTML and LaTeX in runs/<run>/figures/."
+    folder = run_dir(run) / "figures"
     kinds = {"md": Table.markdown, "html": Table.html, "tex": Table.latex}
     return [write_atomically(folder / f"{name}.{suffix}", "\n".join(render(t) for t in tables)) for suffix, render in kinds.items()]

@@ -1,7 +1,6 @@
 """The cache of depth tokens, killed and shared: the same bytes as one process that nothing interrupts."""
 
 import functools
-import json
 import os
 import pickle
 import shutil
@@ -26,7 +25,7 @@ from perceptio.depth_cache import DepthTokens, write_depth_tokens
 from perceptio.depth_store import Depth, untrained, write_depth
 from perceptio.launch import launch
 from perceptio.notebook import run_dir
-from perceptio.record import Run, read_metrics, read_run, results_dir
+from perceptio.record import Run, read_metrics, read_result, read_run
 from perceptio.scenes import fixture
 from perceptio.settings import Settings
 
@@ -323,7 +322,7 @@ def test_a_codebook_of_published_kind_from_kept_maps(tmp_path, monkeypatch):
     assert (book.size, book.n_codes, book.n_tokens, book.code_dim) == (96, 128, 9, 16)
     truth = np.asarray(Image.fromarray(fixture()[0].disparity).resize((96, 96), Image.Resampling.NEAREST))
     shown = book.decode(book.encode(torch.from_numpy(truth)[None, None]))[0, 0].numpy()
-    result = json.loads((results_dir() / "codebook-1B-9.json").read_text())
+    result = read_result("codebook-1B-9", "codebook-1B-9")
     assert result["n"] == 1 and sum(result["metrics"]["counts"]) == 9
     by_hand = ((shown - truth) ** 2).mean()  # kept maps have 255 steps, this has none
     assert result["metrics"]["mse"] == pytest.approx(by_hand, rel=0.02)

@@ -9,6 +9,9 @@ from conftest import ROOT
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
+from perceptio.record import Run
+from perceptio.settings import Settings
+
 PARAMETERS = 'size: str = "tiny"  # a size\nsteps: int = 1  # how many'
 END = 'import json, pathlib\npathlib.Path(out).write_text(json.dumps([notebook_size(size), steps, run_dir("x").name]))'
 
@@ -32,11 +35,6 @@ def notebook(tmp_path):
 def execute(path, **parameters):
     papermill.execute_notebook(path, path.with_name("done.ipynb"), parameters, progress_bar=False, cwd=path.parent)
     return json.loads(path.with_name("result.json").read_text())
-
-
-@pytest.fixture(autouse=True)
-def checkout(monkeypatch):
-    monkeypatch.setenv("PERCEPTIO_ROOT", str(ROOT))
 
 
 def test_override_reaches_the_run(notebook):
@@ -97,6 +95,16 @@ def test_a_run_that_lacks_something_stops_before_it_starts(tmp_path):
         )
 
 
+def first_cells(**given):
+    "The parameters of train.ipynb, changed, and the cell that checks them, in a fresh namespace."
+    cells = [c for c in nbformat.read(ROOT / "nbs" / "train.ipynb", 4).cells if c.cell_type == "code"][:2]
+    first, second = (c.source.replace("%matplotlib inline", "") for c in cells)
+    space = {}
+    exec(first, space)
+    space |= given
+    exec(second, space)
+
+
 @pytest.mark.parametrize(
     "given, words",
     [
@@ -106,11 +114,18 @@ def test_a_run_that_lacks_something_stops_before_it_starts(tmp_path):
     ],
 )
 def test_settings_by_name_are_checked_first(given, words):
-    "The notebook's first cells in a fresh namespace: refused before a run begins."
-    cells = [c for c in nbformat.read(ROOT / "nbs" / "train.ipynb", 4).cells if c.cell_type == "code"][:2]
-    first, second = (c.source.replace("%matplotlib inline", "") for c in cells)
-    space = {}
-    exec(first, space)
-    space |= given
     with pytest.raises(ValueError, match=words):
-        exec(second, space)
+        first_cells(**given)
+
+
+def test_a_run_that_is_there_is_not_touched():
+    "`-p resume False` once emptied the log of a finished run, marked it as failed, and then refused."
+    with Run("there", Settings.load("smoke"), data_hash="0" * 64) as run:
+        run.log(3, loss=0.5)
+    before = {p.name: p.read_bytes() for p in run.dir.iterdir() if p.is_file()}
+    assert set(before) >= {"run.json", "metrics.jsonl"} and b"0.5" in before["metrics.jsonl"]
+    with pytest.raises(ValueError, match=r"run 'there' is there already \(finished\), and resume is off"):
+        first_cells(name="there", resume=False)
+    with pytest.raises(ValueError, match="run 'there' is finished, and there is no checkpoint"):
+        first_cells(name="there")
+    assert {p.name: p.read_bytes() for p in run.dir.iterdir() if p.is_file()} == before

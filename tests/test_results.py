@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from conftest import ROOT
+from conftest import MODULES, NOTEBOOKS, ROOT, cells, source
 
 from perceptio.results import problems
 
@@ -26,3 +26,16 @@ def test_result_has_the_documented_form(path):
 
 def test_there_are_results():
     assert RESULTS
+
+
+# what knows the checkout's own folders: to read what is committed (scenes, paper, settings), or to change it on demand
+COMMITTED = {"notebook", "settings", "scenes", "paper", "reproduce", "pretrain.ipynb"}
+
+
+def test_only_publishing_knows_the_committed_folders():
+    "A run cannot write over what is committed, because nothing that a run calls asks where it lies."
+    texts = {p.stem: p.read_text(encoding="utf-8") for p in MODULES}
+    texts |= {p.name: "".join(map(source, cells(p))) for p in NOTEBOOKS if p.stem[0].isalpha()}
+    assert {name for name, text in texts.items() if "project_root(" in text} == COMMITTED
+    assert {name for name, text in texts.items() if "results_dir(" in text} == {"record"}
+    assert not re.search(r"write\w*\([^\n]*results_dir\(", texts["record"])
