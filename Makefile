@@ -2,6 +2,7 @@
 # make check-1B install, then the whole way at the real shapes of 1B with random weights, on the CPU: is there memory, is the way open (minutes);
 #               picture and result in runs/check-1B/
 # make test     install, then run every notebook at smoke size, then pytest; both with one process per core
+# make mutants  would the tests notice a mistake? Sixty drawn changes of one line, one at a time (an hour on one core; stopped, it goes on); score in runs/mutants/
 # make results  for maintainers: the results of the runs named by PUBLISH become the published ones, and figures/ and README's table are made anew; refuses a tree
 #               that differs from its commit. Nothing else changes files that are committed
 # make install  everything above needs, in .venv; does nothing when it is there already
@@ -14,7 +15,7 @@ SIZE ?= tiny
 PUBLISH ?= tiny
 RUNS := $(or $(PERCEPTIO_HOME),.)/runs
 
-.PHONY: install train check-1B results test clean
+.PHONY: install train check-1B results test mutants clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -49,6 +50,14 @@ test: export MPLBACKEND = agg
 test: export OMP_NUM_THREADS = 1
 test: install
 	$(BIN)/nbdev_test && $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
+
+mutants: export HF_HUB_OFFLINE = 1
+mutants: export CUDA_VISIBLE_DEVICES =
+mutants: export MPLBACKEND = agg
+mutants: export OMP_NUM_THREADS = 1
+mutants: export TOKENIZERS_PARALLELISM = false
+mutants: install
+	nice $(BIN)/python tests/mutants.py
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,337 @@
+"""Seeded mutation run: would the tests notice? `make mutants` changes one place of one notebook at a time.
+
+`nbdev_test` defines a notebook's functions again inside the notebook, so a mutant is written into the notebook's cell and into the exported module alike, in a copy
+of the checkout. Then the notebook's cells run, and those that ALSO names; the first failure kills the mutant. General mutation tools change modules only.
+Every place where an operator applies is equally likely to be drawn; without a change everything that is run must pass. A run goes on where it was stopped.
+"""
+
+import argparse
+import ast
+import contextlib
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+from conftest import NOTEBOOKS, ROOT, cells, module_name, source
+
+FOLDER = ROOT / "runs" / "mutants"
+ROOMS = {  # the numbers of the notebooks
+    "method": ("10", "10b", "11", "12", "13", "14", "14b", "14c", "15", "15b", "15d", "16", "16b", "16c", "16d", "16e", "17", "30", "30b"),
+    "data": ("21", "22", "23", "23b", "25a", "25b", "25c", "26b", "26c", "26d", "27", "27b", "27c", "27e"),
+    "evaluation": ("25", "39", "39b", "40", "41", "41b", "41c", "42", "42b", "42c", "42d", "43"),
+}  # fmt: skip
+ALSO = {  # what is run beside a module's own notebook: where it is used
+    "losses": ("16_model",), "segmentation": ("16_model",), "soft_merge": ("16_model",), "new_rows": ("16_model",), "chat": ("15b_samples",),
+}  # fmt: skip
+COMPARE = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.In: "not in", ast.NotIn: "in", ast.Is: "is not", ast.IsNot: "is"}  # fmt: skip
+ARITHMETIC = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "/", ast.Mod: "*", ast.Pow: "*", ast.BitAnd: "|", ast.BitOr: "&"}  # fmt: skip
+PAIRS = "min max, any all, sum mean, argmax argmin, amin amax, zeros ones, floor ceil, x y, h w, height width, row column, rows columns"  # fmt: skip
+NAMES = {a: b for pair in PAIRS.split(", ") for a, b in (pair.split(), pair.split()[::-1])}
+STRINGS = {"bilinear": "nearest", "cosine": "linear", "zeros": "border", "token": "group", "at": "previous"}
+EQUIVALENT = {  # notebook, the changed line -> why no test can notice
+}
+SKIPPED = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)
+
+
+def draws(node):
+    "Is this a function whose result is a picture? Whether it is a good one is for a reader to see."
+    words = ("matplotlib", "subplots", "imshow")
+    return isinstance(node, ast.FunctionDef) and any(f"'{word}" in ast.dump(node) for word in words)
+
+
+class Places(ast.NodeVisitor):
+    "All mutants of one cell: (start, end, new text), in bytes of its source."
+
+    def __init__(self, text):
+        tree, self.text, self.found = ast.parse(text), text.encode(), []
+        self.lines, nodes = self.text.splitlines(keepends=True), list(ast.walk(tree))
+        self.names = {n.id for n in nodes if isinstance(n, ast.Name)} | {n.arg for n in nodes if isinstance(n, ast.arg)}
+        self.visit(tree)
+
+    def at(self, line, column):
+        return sum(map(len, self.lines[: line - 1])) + column
+
+    def span(self, node):
+        return self.at(node.lineno, node.col_offset), self.at(node.end_lineno, node.end_col_offset)
+
+    def code(self, node):
+        start, end = self.span(node)
+        return self.text[start:end].decode()
+
+    def add(self, node, new):
+        self.found.append((*self.span(node), new))
+
+    def between(self, left, right, new):
+        "Another operator between two operands; brackets around them stay."
+        start, end = self.span(left)[1], self.span(right)[0]
+        old = self.text[start:end].decode()
+        sign = old.strip("() \n")
+        if sign and "#" not in old:
+            self.found.append((start, end, old.replace(sign, new)))
+
+    def visit(self, node):
+        kind = type(node).__name__
+        if not isinstance(node, SKIPPED) and not draws(node):
+            getattr(self, f"on_{kind}", lambda n: None)(node)
+            hidden = {id(getattr(node, name, None)) for name in ("annotation", "returns", "type_params")}
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and ast.get_docstring(node, clean=False):
+                hidden.add(id(node.body[0]))
+            for child in ast.iter_child_nodes(node):
+                if id(child) not in hidden:
+                    self.visit(child)
+
+    def on_Compare(self, node):
+        for left, sign, right in zip([node.left, *node.comparators], node.ops, node.comparators):
+            self.between(left, right, COMPARE[type(sign)])
+
+    def on_BinOp(self, node):
+        if type(node.op) in ARITHMETIC:
+            self.between(node.left, node.right, ARITHMETIC[type(node.op)])
+
+    def on_BoolOp(self, node):
+        self.between(*node.values[:2], "or" if isinstance(node.op, ast.And) else "and")
+
+    def on_UnaryOp(self, node):
+        self.add(node, f"({self.code(node.operand)})")
+
+    def on_Constant(self, node):
+        value = node.value
+        if isinstance(value, bool):
+            self.add(node, str(not value))
+        elif isinstance(value, (int, float)):
+            self.add(node, repr(value + 1 if isinstance(value, int) else 2 * value or 1.0))
+        elif value in STRINGS:
+            self.add(node, f'"{STRINGS[value]}"')
+
+    def on_Name(self, node):
+        if isinstance(node.ctx, ast.Load) and node.id in NAMES and NAMES[node.id] in self.names:
+            self.add(node, NAMES[node.id])
+
+    def on_If(self, node):
+        self.add(node.test, f"not ({self.code(node.test)})")
+
+    on_IfExp = on_While = on_If
+
+    def on_comprehension(self, node):
+        for test in node.ifs:
+            self.add(test, "True")
+
+    def on_Call(self, node):
+        if len(node.args) > 1 and not any(isinstance(a, ast.Starred) for a in node.args[:2]):
+            (start, middle), (again, end) = map(self.span, node.args[:2])
+            comma = self.text[middle:again].decode()
+            self.found.append((start, end, self.code(node.args[1]) + comma + self.code(node.args[0])))
+        for word in node.keywords:
+            if word.arg and isinstance(word.value, (ast.Constant, ast.Attribute)):  # the called function's own default
+                start, end = self.span(word)
+                before = self.text[:start].rstrip()
+                start = len(before) - 1 if before.endswith(b",") else start
+                self.found.append((start, end, ""))
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in NAMES:
+            end = self.span(node.func)[1]
+            self.found.append((end - len(name.encode()), end, NAMES[name]))
+
+    def on_Tuple(self, node):
+        if len(node.elts) == 2 and isinstance(node.ctx, ast.Load) and ast.dump(node.elts[0]) != ast.dump(node.elts[1]):
+            (start, middle), (again, end) = map(self.span, node.elts)
+            self.found.append((start, end, self.code(node.elts[1]) + self.text[middle:again].decode() + self.code(node.elts[0])))  # fmt: skip
+
+    def on_Expr(self, node):
+        if isinstance(node.value, ast.Call):
+            self.add(node, "pass")
+
+
+def exported(path):
+    "Exported cells of a notebook: id, source."
+    return [(c["id"], source(c)) for c in cells(path) if c["cell_type"] == "code" and source(c).startswith("#| export")]
+
+
+def mutants_of(path, room=""):
+    "Every mutant of a notebook, JSON-ready; some are none, see `changes_something`."
+    for cell, text in exported(path):
+        for start, end, new in Places(text).found:
+            raw = text.encode()
+            changed = (raw[:start] + new.encode() + raw[end:]).decode()
+            was, now = (t.split("\n")[raw[:start].count(b"\n")].strip() for t in (text, changed))
+            yield dict(room=room, notebook=path.stem, cell=cell, was=was, now=now, text=text, changed=changed)
+
+
+def all_mutants():
+    "Every mutant of the rooms."
+    for room, numbers in ROOMS.items():
+        for path in (p for number in numbers for p in (ROOT / "nbs").glob(f"{number}_*.ipynb")):
+            yield from mutants_of(path, room)
+
+
+def changes_something(mutant):
+    "Dropping the first of several arguments leaves a comma, and two that are alike may change places: no mutants."
+    try:
+        return ast.dump(ast.parse(mutant["changed"])) != ast.dump(ast.parse(mutant["text"]))
+    except SyntaxError:
+        return False
+
+
+def name(mutant, seed=""):
+    "A mutant keeps its name while its cell stays as it is."
+    return hashlib.sha256(f"{seed}{mutant['notebook']}\0{mutant['text']}\0{mutant['changed']}".encode()).hexdigest()
+
+
+def draw(count, seed):
+    "The first `count` mutants in an order that the seed decides, and a change elsewhere in the code does not."
+    return list(islice(filter(changes_something, sorted(all_mutants(), key=lambda m: name(m, seed))), count))
+
+
+def mutate(home, mutant):
+    "Write a mutant into a copied checkout: the cell and the module. Returns what was there."
+    path = home / "nbs" / f"{mutant['notebook']}.ipynb"
+    module = home / "perceptio" / f"{module_name(path)}.py"
+    kept = {path: path.read_text(encoding="utf-8"), module: module.read_text(encoding="utf-8")}
+    whole = json.loads(kept[path])
+    (cell,) = (c for c in whole["cells"] if c["id"] == mutant["cell"])
+    cell["source"] = mutant["changed"].splitlines(keepends=True)
+    path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    before, after = (mutant[name].split("\n", 1)[1].strip("\n") for name in ("text", "changed"))
+    if kept[module].count(before) != 1:
+        raise ValueError(f"{path.stem}, cell {mutant['cell']}: the module does not hold this cell once: export first")
+    module.write_text(kept[module].replace(before, after), encoding="utf-8")
+    return kept
+
+
+def check(home, what, log):
+    "Run a notebook of a copied checkout in this process; did it pass?"
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1), os.dup2(out, 2)
+    os.chdir(home)
+    os.environ["PYTHONPATH"] = str(home)
+    sys.path[:] = [str(home), *(p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "tests"))]
+    from nbdev.test import test_nb
+
+    return test_nb(home / "nbs" / f"{what}.ipynb", skip_flags=["gpu", "slow"], basepath=home, cell_timeout=None)[0]
+
+
+def passes(home, what, log, limit):
+    "`check` in a process of its own, with its own temporary folder; one that computes for `limit` seconds, or waits for ten times that, does not pass."
+    temp = tempfile.mkdtemp(prefix="mutant-")
+    child = os.fork()
+    if not child:
+        os.setsid()
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+        os.environ["TMPDIR"] = tempfile.tempdir = temp
+        with contextlib.suppress(BaseException):
+            os._exit(0 if check(home, what, log) else 1)
+        os._exit(1)
+    end, status = time.monotonic() + 10 * limit, None
+    while status is None and time.monotonic() < end:
+        done, code = os.waitpid(child, os.WNOHANG)
+        status = code if done else time.sleep(0.05)
+    if status is None:
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    shutil.rmtree(temp, ignore_errors=True)
+    return status == 0
+
+
+def load_libraries():
+    "Import once what every notebook imports; the package itself is imported by each child."
+    import matplotlib.pyplot  # noqa: F401
+    import pandas  # noqa: F401
+    import peft  # noqa: F401
+    import torch
+    from nbdev.test import test_nb  # noqa: F401
+    from transformers import AutoTokenizer, DynamicCache, InternVLForConditionalGeneration, Trainer  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def run_mutants(mutants, log, seconds, limit, unchanged):
+    "For some time: each mutant gets `killed`: by what, or nothing if it survived. `unchanged`: what passes as it is."
+    start, home = time.monotonic(), Path(tempfile.mkdtemp(prefix="mutants-")) / "checkout"
+    left_out = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, home, symlinks=True, ignore=left_out)
+    try:
+        for mutant in mutants:
+            if time.monotonic() - start > seconds:
+                return
+            checks = (mutant["notebook"], *ALSO.get(mutant["notebook"].partition("_")[2], ()))
+            for what in checks:
+                state = hashlib.sha256((home / "nbs" / f"{what}.ipynb").read_bytes()).hexdigest()
+                if unchanged.get(what) != state:
+                    if not passes(home, what, log, limit):
+                        raise SystemExit(f"{what} fails without any mutant: see {log}")
+                    unchanged[what] = state
+            kept = mutate(home, mutant)
+            mutant["killed"] = next((what for what in checks if not passes(home, what, log, limit)), "")
+            for path, text in kept.items():
+                path.write_text(text, encoding="utf-8")
+            yield mutant
+    finally:
+        shutil.rmtree(home.parent, ignore_errors=True)
+
+
+def record(sample, verdicts, seed, seconds):
+    "Write the score with its origin; mutants that change nothing are listed and not counted."
+    from perceptio.files import hash_files
+    from perceptio.intervals import wilson
+    from perceptio.record import Run, write_result
+    from perceptio.settings import Settings
+
+    os.environ.pop("IN_TEST", None)  # conftest sets it
+    place = lambda m: dict(notebook=m["notebook"], was=m["was"], now=m["now"])
+    same = [m for m in sample if not verdicts[name(m)] and (m["notebook"], m["now"]) in EQUIVALENT]
+    real = [m for m in sample if m not in same]
+    killed = {room: [bool(verdicts[name(m)]) for m in real if m["room"] == room] for room in ROOMS}
+    k, n = sum(map(sum, killed.values())), len(real)
+    metrics = dict(
+        score=k / n, low=wilson(k, n)[0], high=wilson(k, n)[1], killed=k, survived=n - k, equivalent=len(same)
+    )
+    metrics |= dict(rooms={room: dict(killed=sum(v), n=len(v)) for room, v in killed.items()})
+    lists = dict(survivors=[place(m) for m in real if not verdicts[name(m)]])
+    lists["equivalents"] = [place(m) | dict(why=EQUIVALENT[m["notebook"], m["now"]]) for m in same]
+    code = hash_files(ROOT / "nbs", sorted(p.name for p in NOTEBOOKS if module_name(p)))
+    with Run("mutants", Settings.load("smoke"), FOLDER, data_hash=code) as run:
+        run.finish(**metrics)
+    more = dict(
+        seed=seed,
+        places=sum(map(changes_something, all_mutants())),
+        protocol="one change at a time; 95 % interval by Wilson",
+    )
+    write_result("mutants", metrics | lists, run, code, seconds=seconds, n=n, **more)
+    return metrics
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--count", type=int, default=60, help="size of the sample")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after about so many; the next call goes on")
+    parser.add_argument("--limit", type=int, default=300, help="seconds of one processor that a notebook may take")
+    parser.add_argument("--again", action="store_true", help="run survivors again: tests were added")
+    asked = parser.parse_args(argv)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    file, sample = FOLDER / "verdicts.json", draw(asked.count, asked.seed)
+    state = json.loads(file.read_text()) if file.is_file() else dict(verdicts={}, unchanged={}, seconds=0.0)
+    verdicts = state["verdicts"] = {k: v for k, v in state["verdicts"].items() if v or not asked.again}
+    load_libraries()
+    start, before = time.monotonic(), state["seconds"]
+    todo = [m for m in sample if name(m) not in verdicts]
+    for m in run_mutants(todo, FOLDER / "log.txt", 60 * asked.minutes, asked.limit, state["unchanged"]):
+        verdicts[name(m)], state["seconds"] = m["killed"], before + time.monotonic() - start
+        file.write_text(json.dumps(state, indent=1))
+        print(f"{m['notebook']}: {m['killed'] or 'SURVIVED'}\n  - {m['was']}\n  + {m['now']}", flush=True)
+    if left := sum(name(m) not in verdicts for m in sample):
+        print(f"{left} of {len(sample)} are left: the same command goes on")
+    else:
+        print(json.dumps(record(sample, verdicts, asked.seed, state["seconds"]), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The mutation run changes what it says it changes, in a notebook and its module alike."""
+
+import shutil
+
+from conftest import ROOT
+from mutants import Places, changes_something, mutants_of, mutate
+
+CELL = """#| export
+def near(x: int, y, scale=2.0) -> bool:
+    "Is x + 1 < y?"
+    if scale == 0:
+        raise ValueError(f"scale = {scale + 1}")
+    print(x)
+    return not max(x, y * scale, key=abs) > 3 and y
+"""
+
+
+def changed(start, end, new):
+    return CELL[:start] + new + CELL[end:]
+
+
+def test_every_kind_of_place_is_found_and_nothing_else():
+    "Documentation, annotations and what an error says are left alone."
+    new = [changed(*place) for place in Places(CELL).found]
+    said = [
+        "scale=4.0)",
+        "scale != 0:",
+        "== 1:",
+        "if not (scale == 0):",
+        "\n    pass\n",
+        "y / scale",
+        "x * scale",
+        "min(x",
+    ]
+    said += ["return (max(", ">= 3", "> 4", "3 or y", "max(y, y", "max(y * scale, x, key", "and x", "print(y)"]
+    assert len(new) == len(set(new))
+    for text in said:
+        assert sum(text in n and text not in CELL for n in new) == 1, text
+    assert all('"Is x + 1 < y?"' in n and 'f"scale = {scale + 1}"' in n and "x: int" in n for n in new)
+    assert len(new) == len(said)
+
+
+def test_notebook_and_module_change_alike(tmp_path):
+    notebook = ROOT / "nbs" / "39_intervals.ipynb"
+    for folder, name in (("nbs", notebook.name), ("perceptio", "intervals.py")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(ROOT / folder / name, tmp_path / folder)
+    found = [m for m in mutants_of(notebook) if changes_something(m)]
+    assert len(found) > 50
+    for mutant in found[::9]:
+        kept = mutate(tmp_path, mutant)
+        for path, text in kept.items():
+            assert sum(a != b for a, b in zip(text.splitlines(), path.read_text().splitlines(), strict=True)) == 1
+            path.write_text(text)
