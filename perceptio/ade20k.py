@@ -20,10 +20,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .foreign import BadSample
 from .hardblink import AURORA_QUESTION, LETTERS, draw_markers
-from .instruct import conversation_turns, json_entries
+from .instruct import conversation_turns
+from .json_stream import json_entries
 from .rows import EXTENSIONS, Report, counted, find_image
-from .samples import BadSample, Sample
+from .samples import Sample
 from .scenes import Scene
 
 # %% ../nbs/25a_ade20k.ipynb #32ce54f8

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from .chat import TEMPLATE
+from .foreign import BadSample, opened_image
 from .new_rows import split_rows
 from .sam import IMAGE_MEAN, IMAGE_STD
 from .settings import Settings
@@ -85,12 +86,14 @@ def open_image(
     if "://" in str(path) or str(path).startswith("data:"):
         raise ValueError(f"image is a URL ({str(path)[:80]!r}), and nothing is downloaded here: save it, and pass its path")
     try:
-        with Image.open(path) as file:
-            return check_image(file)
-    except FileNotFoundError as error:
-        raise ValueError(f"no image at {str(path)!r}, seen from {Path.cwd().name!r}: pass the path of a file") from error
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {str(path)!r} cannot be read ({type(error).__name__}): it is cut off, too large, or no image") from error
+        with opened_image(path) as file:
+            if file.mode == "RGB":
+                return check_image(file)
+            mode = file.mode
+    except BadSample as error:
+        said = str(error).removeprefix("image")
+        raise ValueError(f"image {str(path)!r}{said} (seen from {Path.cwd().name!r}): pass the path of an image file that is whole") from error
+    raise ValueError(f"image {str(path)!r} has mode {mode!r}, need 'RGB': convert it yourself, e.g. Image.open(path).convert('RGB')")
 
 
 def normalise(

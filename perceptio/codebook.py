@@ -239,8 +239,11 @@ def load_codebook(
         config = shape | dict(size=size, grid=size // 32, preset="aurora")
     else:
         raise ValueError(f"{path} does not exist: train a codebook (train_codebook.ipynb) or name a checkpoint")
-    with torch.device("meta"):  # no random weights are drawn just to be replaced
-        codebook = DepthCodebook(**config)
+    try:
+        with torch.device("meta"):  # no random weights are drawn just to be replaced
+            codebook = DepthCodebook(**config)
+    except ValueError as error:
+        raise ValueError(f"{path} is no codebook of this architecture: {error}") from error
     check_values(path, state)
     state = {name: tensor.float() for name, tensor in state.items()}
     load_tensors(codebook, state, f"{path} is no codebook of this architecture", "take another, or train one (train_codebook.ipynb)", assign=True)

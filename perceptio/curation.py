@@ -24,9 +24,10 @@ import pandas as pd
 
 from .chat import reserved_words
 from .depth_cache import ABSENT
+from .foreign import BadSample
+from .json_stream import json_lines
 from .refcoco import SPLITS, USUAL, find_refcoco, read_refs
-from .rows import decode_mask, encode_mask
-from .samples import BadSample
+from .rows import decode_mask, encode_mask, is_text
 
 # %% ../nbs/26c_curation.ipynb #be54efad
 RULES = ("min_area", "min_box_iou", "max_similarity", "drop_leaks", "compose", "seed")
@@ -162,7 +163,7 @@ def box_iou(
     other: Sequence[float],
 ) -> float:  # 0 to 1; 0 if one of them is no box
     "Intersection over union of two boxes."
-    numbers = [isinstance(b, Sequence) and len(b) == 4 and all(isinstance(v, int | float) for v in b) for b in (one, other)]
+    numbers = [isinstance(b, Sequence) and len(b) == 4 and all(isinstance(v, int | float) and abs(v) < 1e9 for v in b) for b in (one, other)]
     if not all(numbers):
         return 0.0
     (a, b, w, h), (c, d, v, g) = one, other
@@ -296,30 +297,27 @@ def _name(row, path):
 def read_sentences(path: str | Path) -> dict:  # key, or (image, annotation id) -> sentence
     "The attribute sentences of a user's file."
     found, lines = {}, {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").split("\n"), 1):
-        if line.strip():
-            name, sentence = _sentence(line, f"{path}, line {number}")
-            if name in found:
-                raise ValueError(f"{path}, line {number}: {name!r} had a sentence in line {lines[name]} already: one sentence per object")
-            found[name], lines[name] = sentence, number
+    for number, entry in json_lines(path):
+        name, sentence = _sentence(entry, f"{path}, line {number}")
+        if name in found:
+            raise ValueError(f"{path}, line {number}: {name!r} had a sentence in line {lines[name]} already: one sentence per object")
+        found[name], lines[name] = sentence, number
     return found
 
 
-def _sentence(line, where):
+def _sentence(entry, where):
     "Name and sentence of one line."
-    try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from None
+    if isinstance(entry, BadSample):
+        raise ValueError(f"{where}: {entry}")
     known = entry if isinstance(entry, dict) else {}
     by_key, by_image = isinstance(known.get("key"), str), isinstance(known.get("image"), str) and type(known.get("object")) is int
     if by_key == by_image:
-        raise ValueError(f'{where}: {line[:80]} names no object: give "key": "set/train/image/annotation", or "image": "name.jpg" and "object": annotation id')
+        raise ValueError(f'{where}: {json.dumps(entry, ensure_ascii=False)[:80]} names no object: give "key": "set/train/image/annotation", or "image": "name.jpg" and "object": annotation id')
     return known["key"] if by_key else (known["image"], known["object"]), _clean(known.get("sentence"), where)
 
 
 def _clean(sentence, where):
-    if not isinstance(sentence, str) or not sentence.strip() or "\n" in sentence.strip():
+    if not is_text(sentence) or not sentence.strip() or "\n" in sentence.strip():
         raise ValueError(f"{where}: sentence is {sentence!r}: give one line of text")
     if found := reserved_words(sentence):
         raise ValueError(f"{where}: the sentence contains {found[0]!r}, which only the program writes: rephrase it")

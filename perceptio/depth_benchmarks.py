@@ -21,9 +21,10 @@ from PIL import Image
 
 from .ade20k import SIDE, THINK, levels, mark_image, place_markers
 from .chat import reserved_words
+from .foreign import BadSample
 from .hardblink import AURORA_QUESTION, LETTERS
+from .json_stream import json_lines
 from .rows import Report, find_image, read_image
-from .samples import BadSample
 from .scenes import Scene
 
 # %% ../nbs/25b_benchmarks_depth.ipynb #3123c699
@@ -83,12 +84,10 @@ def by_id(file: Path) -> dict[int, list[dict]]:
     if not file.is_file():
         raise ValueError(f"{file} is missing; {SOURCE}")
     found = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            found.setdefault(entry["question_id"], []).append(entry)
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(f"{file.name}, line {number} is not an object with a question_id: {line[:60]!r}") from None
+    for number, entry in json_lines(file):
+        if isinstance(entry, BadSample) or not isinstance(entry, dict) or type(entry.get("question_id")) is not int:
+            raise ValueError(f"{file.name}, line {number} is not an object with a question_id: {str(entry)[:60]!r}")
+        found.setdefault(entry["question_id"], []).append(entry)
     return found
 
 
@@ -231,8 +230,8 @@ def read_parquet(files: Sequence[Path], columns: Sequence[str]) -> list[dict]:
 
 def blink_item(row: dict, hidden: bool) -> DepthItem:
     "A question of BLINK's; raises BadSample."
-    content = (row["image_1"] or {}).get("bytes")
-    if not content:
+    content = row["image_1"].get("bytes") if isinstance(row["image_1"], dict) else None
+    if not isinstance(content, bytes) or not content:
         raise BadSample("image is missing")
     letters = LETTERS[:2]
     item = DepthItem(f"blink/{row['idx']}", row["idx"], content, question_of(row["prompt"]), None if hidden else letter_of(row["answer"], letters), letters)

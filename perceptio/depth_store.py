@@ -25,9 +25,9 @@ from .codebook import DepthCodebook
 from .depth_cache import DepthTokens, tokens_folder, write_depth_tokens
 from .depth_teacher import TEACHERS, DepthTeacher, fingerprint
 from .files import PATIENCE, hash_file, lock
+from .foreign import BadSample
 from .notebook import find
 from .rows import Report, find_image, read_image
-from .samples import BadSample
 from .settings import Settings
 
 # %% ../nbs/27c_depth_store.ipynb #751ecc18

@@ -18,9 +18,9 @@ from .codebook import DepthCodebook
 from .codebook_training import train_codebook
 from .depth_benchmarks import write_hardblink
 from .depth_store import Depth
+from .foreign import BadSample
 from .own_data import write_own_data
 from .rows import read_image
-from .samples import BadSample
 from .scenes import fixture
 from .settings import Settings
 from .write_instruct import write_gcg, write_llava

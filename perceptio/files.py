@@ -21,6 +21,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from .foreign import check_regular, parse_json
+
 # %% ../nbs/00b_files.ipynb #56fc1574
 PART = ".part"  # how temporary names end
 
@@ -119,12 +121,14 @@ def read_json(
     kind: type = dict,  # or list
 ):  # what it holds
     "A JSON file that is whole."
+    if not os.path.exists(path):
+        raise ValueError(f"no file {path}: {remedy}")
     try:
-        found = json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"no file {path}: {remedy}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is cut off or damaged ({error}): {remedy}") from error
+        check_regular(path)
+        found = parse_json(Path(path).read_bytes())
+    except (ValueError, OSError) as error:
+        line = f" in line {error.__cause__.lineno}" if isinstance(error.__cause__, json.JSONDecodeError) else ""
+        raise ValueError(f"{path} is cut off or damaged ({error}{line}): {remedy}") from error
     if not isinstance(found, kind):
         raise ValueError(f"{path} holds a {type(found).__name__} where a {kind.__name__} belongs: {remedy}")
     return found

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
-from .instruct import ImageFolders, check_text, json_entries, json_items
+from .foreign import BadSample, opened_image
+from .instruct import ImageFolders, check_text
+from .json_stream import json_entries, json_items
 from .rows import Report, mend_mask
-from .samples import BadSample
 
 # %% ../nbs/23b_grounded.ipynb #76ca1d93
 GCG_EXPECTED = 214_000  # the paper's number, rounded as there
@@ -174,8 +173,8 @@ def _joined(path):
                 images[value["id"]] = value
             elif field == "annotations":
                 notes[value["image_id"]].append({k: value[k] for k in needed if k in value})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path.name} is not in COCO's form, something in {field!r} has no {error}: download it again") from error
+        except (KeyError, TypeError):
+            yield value if isinstance(value, BadSample) else BadSample(f"something in {field!r} has not COCO's form")
     for number, image in images.items():
         yield dict(image=image, annotations=notes.pop(number, []))
 
@@ -223,11 +222,8 @@ def find_in(
 
 def header_size(path: Path) -> list[int]:  # height, width in pixels
     "The size in the header of an image file; its pixels are not decoded."
-    try:
-        with Image.open(path) as file:
-            return [file.height, file.width]
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadSample(f"image cannot be read: {type(error).__name__}") from error
+    with opened_image(path) as file:
+        return [file.height, file.width]
 
 # %% ../nbs/23b_grounded.ipynb #2c411d72
 GCG_QUESTIONS = (

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from .backbone import tile_count
+from .foreign import BadSample, opened_image
 from .paper_mixture import PaperMixture
-from .rows import image_path, opened_image, row_sample
-from .samples import BadSample, encode_sample
+from .rows import image_path, row_sample
+from .samples import encode_sample
 from .tokens import PerceptionVocab
 
 # %% ../nbs/27e_lengths.ipynb #d1a310b3

@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 
 from .chat import reserved_words
-from .instruct import json_entries, json_lines
+from .foreign import BadSample, is_turned, opened_image
+from .json_stream import json_entries, json_lines
 from .questions import attribute_sentence, expressions
 from .rows import Report, decode_mask, encode_mask, find_image, inside, is_text, mend_mask, on_disk, read_image
-from .samples import BadSample
 from .scenes import Scene
 from .write_instruct import rectangles
 
@@ -47,12 +47,11 @@ def read_mask(
 
 def _single_channel(path):  # (H, W): grey values, palette indices, or whether a colour is not black
     try:
-        with Image.open(path) as file:
+        with opened_image(path, "mask file") as file:
             pixels = np.array(file)
-    except FileNotFoundError:
-        raise BadSample("mask file is missing: correct its path, which starts at the folder of data.jsonl") from None
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise BadSample(f"mask file cannot be read ({type(error).__name__}): save it again as .png") from error
+    except BadSample as error:
+        missing = "correct its path, which starts at the folder of data.jsonl"
+        raise BadSample(f"{error}: {missing if 'missing' in str(error) else 'save it again as .png'}") from error
     if pixels.ndim == 2:
         return pixels
     if pixels.shape[2] in (2, 4) and pixels[..., -1].min() < 255:
@@ -116,9 +115,10 @@ def own_image(
         like = sorted(p.name for p in (folder / "images").glob(f"{glob.escape(Path(name).stem)}.*"))
         raise BadSample(f"image is missing: put it into images/, or correct its name{f' (there is {like[0]})' if like else ''}")
     height, width = read_image(path).shape[:2]
-    with Image.open(path) as file:
-        if file.getexif().get(0x0112, 1) > 1:
-            raise BadSample("image is stored turned (EXIF orientation): save it upright, and draw its masks on that")
+    with opened_image(path) as file:
+        turned = is_turned(file)
+    if turned:
+        raise BadSample("image is stored turned (EXIF orientation): save it upright, and draw its masks on that")
     return path.relative_to(folder).as_posix(), [height, width]
 
 # %% ../nbs/25c_own_data.ipynb #bbc28ddb

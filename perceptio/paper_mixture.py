@@ -17,8 +17,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from .ade20k import PLACE, complete
+from .foreign import BadSample
 from .rows import RowFile, row_sample
-from .samples import BadSample, Sample, Turn
+from .samples import Sample, Turn
 from .settings import Settings
 
 # %% ../nbs/27b_paper_mixture.ipynb #607334ee

@@ -26,7 +26,8 @@ from .curation import Curation, held_out_images, read_sentences
 from .depth_benchmarks import hardblink_folder
 from .depth_store import Depth, DepthStore, find_depth, write_depth
 from .depth_teacher import fingerprint
-from .files import hash_files, write_json
+from .files import hash_files, log, read_json, write_json
+from .foreign import BROKEN
 from .grounded import GCG_EXPECTED, find_gcg, gcg_rows
 from .instruct import LLAVA_EXPECTED, find_llava, llava_rows
 from .joint_set import read_joint, write_joint
@@ -35,7 +36,7 @@ from .own_data import READERS as OWN_FILES
 from .own_data import own_rows
 from .paper_mixture import Source
 from .refcoco import find_refcoco, refcoco_report, refcoco_rows
-from .rows import Report, RowFile, in_units, write_rows
+from .rows import REDO, Report, RowFile, in_units, write_rows
 from .settings import Settings
 
 # %% ../nbs/28_prepare.ipynb #7fdfc04b
@@ -244,13 +245,13 @@ def prepare_joint(job: Job, name: str) -> list[Report]:
     folder = job.out / f"joint-{name}"
     if not (job.out / name / "source.json").is_file():
         raise ValueError(f"the rows of {name} are not prepared")
-    told = json.loads((job.out / name / "source.json").read_text())
+    told = read_json(job.out / name / "source.json", REDO)
     (folder / "source.json").unlink(missing_ok=True)
     store, codebook = refcoco_depth(job)[0][Path(told["images"])], job.need_depth().codebook
     sentences = read_sentences(job.sentences) if job.sentences else None
     curation = Curation(held_out_images(job.root), store, sentences, lambda codes: decode_codes(codebook, codes.tolist()))
     write_joint(folder, RowFile(job.out / name), curation)
-    facts = json.loads((folder / "joint.json").read_text())
+    facts = read_json(folder / "joint.json", REDO)
     report = joint_report(f"joint of {name}", facts)
     write_json(folder / "report.json", report.as_dict() | dict(sha256=facts["hashes"]["content"]))
     write_json(folder / "source.json", dict(part="joint", images=told["images"], depth=[str(f.absolute()) for f in store.folders]))
@@ -290,10 +291,18 @@ def prepare_sources(
         progress(name)
         try:
             done[name] = dict(not_prepared="", rows=rows_folder(name), reports=step(job, name))
-        except ValueError as error:
-            done[name] = dict(not_prepared=str(error), rows="", reports=[])
+        except BROKEN as error:  # whatever a file of one source does, the others are read
+            done[name] = dict(not_prepared=_why(name, error), rows="", reports=[])
         _tell(job.out, done, steps)
     return open_sources(out), [r for what in done.values() for r in what["reports"]]
+
+
+def _why(name, error):
+    "What a report says of a source that is not prepared; how an unforeseen error came about is logged."
+    if isinstance(error, ValueError):
+        return str(error)
+    log.warning("%s is not prepared", name, exc_info=error)
+    return f"{type(error).__name__}: {error}"
 
 
 def rows_folder(step: str) -> str:  # below the folder of all rows; "" = the step writes none
@@ -317,7 +326,7 @@ def prepared_folders(
 ) -> list[Path]:  # sorted
     "Folders that the last preparation wrote; whatever else lies beside them is older."
     report = Path(out) / "data_report.json"
-    told = json.loads(report.read_text()) if report.is_file() else {}
+    told = read_json(report, REDO) if report.is_file() else {}
     return sorted(Path(out) / what["rows"] for what in told.values() if what.get("rows"))
 
 
@@ -328,7 +337,7 @@ def open_sources(
     "The rows that the last preparation wrote, source by source."
     sources = []
     for folder in prepared_folders(out):
-        told = json.loads((folder / "source.json").read_text())
+        told = read_json(folder / "source.json", REDO)
         store = DepthStore(told["depth"]) if told["depth"] else None
         if store and codebook:
             store.check(codebook, folder.name)
@@ -352,7 +361,7 @@ def prepared_table(
 ) -> pd.DataFrame:  # a row per source
     "What was used of each source, and why not more."
     rows = []
-    for name, what in json.loads((Path(out) / "data_report.json").read_text()).items():
+    for name, what in read_json(Path(out) / "data_report.json", REDO).items():
         first, *_ = what["reports"] or [Report(name).as_dict()]
         kinds = dict.fromkeys(("missing", "unreadable", "other"), 0)
         for reason, n in first["skipped"].items():

@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .files import hash_file, hash_files, holder, lock, plain, read_json, write_atomically, write_json
+from .foreign import parse_json
 from .notebook import INJECTED, checkout, home_dir, package_dir, run_dir, say_once
 from .settings import Settings, settings_file
 
@@ -171,9 +172,11 @@ def read_metrics(
 
 def _row(path, number, line):
     try:
-        row = json.loads(line)
-        return {k: float(v) if v in ("NaN", "Infinity", "-Infinity") else v for k, v in row.items()} | {"step": int(row["step"])}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        row = parse_json(line)
+        if type(row["step"]) is not int:
+            raise ValueError(f"step is {row['step']!r}")
+        return {k: float(v) if v in ("NaN", "Infinity", "-Infinity") else v for k, v in row.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}, line {number} is no line of a log ({type(error).__name__}: {error}): delete this line") from error
 
 # %% ../nbs/01_record.ipynb #00b10002
@@ -350,9 +353,16 @@ def recorded_settings(
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{what} has settings that this code does not know: {', '.join(unknown)}; use the commit it was made with")
     if younger := sorted(known - set(values)):
-        say_once(f"{what} is older than {', '.join(younger)}: they are set as size {values['size']!r} has them now")
-    now = Settings.load(values["size"], values["ablation"]).as_dict() if younger else {}
-    return Settings(**now | values)
+        say_once(f"{what} is older than {', '.join(younger)}: they are set as size {values.get('size')!r} has them now")
+    if bad := [k for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)]:
+        raise ValueError(f"{what} has {bad[0]} = {values[bad[0]]}, which is no number to compute with: restore the file")
+    if gone := sorted({"size", "ablation"} - set(values)):
+        raise ValueError(f"{what} does not say its {' and '.join(gone)}: restore the file")
+    try:
+        now = Settings.load(values["size"], values["ablation"]).as_dict() if younger else {}
+        return Settings(**now | values)
+    except ValueError as error:
+        raise ValueError(f"{what} has settings that cannot be used: {error}") from error
 
 
 def check_origin(

@@ -84,10 +84,16 @@ def _fields(found, wanted, where=""):
 
 
 def _intervals(metrics, intervals):
+    if not isinstance(metrics, dict) or not isinstance(intervals, dict):
+        yield "metrics or intervals are no object"
+        return
     for name, bounds in intervals.items():
         value = metrics.get(name)
+        numbers = [value, *bounds] if isinstance(bounds, list) else [value]
         if value is None:
             yield f"interval of {name}, which is no metric"
+        elif any(type(number) not in (int, float) for number in numbers):
+            yield f"{name} = {value!r} within {bounds!r}: numbers belong there"
         elif not (len(bounds) == 2 and bounds[0] - 1e-9 <= value <= bounds[1] + 1e-9):
             yield f"{name} = {value} is not within {bounds}"
 
@@ -96,7 +102,8 @@ def measurements_of(result: dict) -> dict[str, dict]:  # part -> metrics, interv
     "The measurements of a result: one, those of an ablation, or none, where plain numbers were recorded."
     if "intervals" in result["metrics"]:
         return {"": result["metrics"]}
-    return {part: dict(metrics=m, intervals=result["intervals"][part]) for part, m in result["metrics"].items()} if "intervals" in result else {}
+    intervals = result.get("intervals")
+    return {part: dict(metrics=m, intervals=intervals.get(part)) for part, m in result["metrics"].items()} if isinstance(intervals, dict) else {}
 
 
 def problems(
@@ -115,7 +122,7 @@ def problems(
         found += _fields(result, dict(n=int)) if complete or "n" in result else ["n is missing"]
     found += [f"name is {result['name']!r}"] * (result["name"] != name)
     for part, measured in parts.items():
-        found += [f"{part} {line}".strip() for line in _intervals(measured["metrics"], measured["intervals"])]
+        found += [f"{part} {line}".strip() for line in _intervals(measured.get("metrics"), measured["intervals"])]
     for path, value in leaves(result):
         if isinstance(value, float) and not math.isfinite(value):
             found.append(f"{path} is {value}")

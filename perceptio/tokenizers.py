@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['PROBES', 'IMAGE_NAMES', 'CHAT', 'bpe_merges', 'sentencepiece_core', 'check_against', 'read_tokenizer_config',
-           'read_tokenizer', 'convert_tokenizer', 'tokenizer_core', 'chat_template', 'named_tokens', 'save_processor',
-           'check_shapes', 'convert_checkpoint']
+           'read_roles', 'read_tokenizer', 'convert_tokenizer', 'tokenizer_core', 'read_bpe', 'chat_template',
+           'named_tokens', 'save_processor', 'check_shapes', 'convert_checkpoint']
 
 # %% ../nbs/15e_tokenizers.ipynb #b7b0fe76
 import json
+import re
 from pathlib import Path
 
 from .backbone import image_processor, image_tokens
 from .chat import STOP, stop_id
-from .checkpoints import convert_weights, new_folder, read_config, shard_files
+from .checkpoints import CUT_DOWNLOAD, convert_weights, new_folder, read_config, shard_files
 from .files import hash_file, read_json, write_atomically
+from .foreign import HALF
 from .published import published_config
 from .settings import Settings
 
@@ -38,7 +40,10 @@ def sentencepiece_core(
     from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    spm = SentencePieceProcessor(model_file=str(path))
+    try:
+        spm = SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError, TypeError) as error:
+        raise ValueError(f"{path} is no model of SentencePiece ({type(error).__name__}): {CUT_DOWNLOAD}") from error
     ids = range(spm.get_piece_size())
     vocab = {renamed.get(i, spm.id_to_piece(i)): i for i in ids}
     plain = [i for i in ids if i not in renamed and not (spm.is_control(i) or spm.is_unknown(i) or spm.is_byte(i) or spm.is_unused(i))]
@@ -81,12 +86,34 @@ def read_tokenizer_config(
     path = Path(folder) / "tokenizer_config.json"
     if not path.is_file():
         raise ValueError(f"{str(folder)!r} has no tokenizer_config.json: the download is not complete")
-    config = json.loads(path.read_text())
-    added = {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}
+    config = read_json(path, CUT_DOWNLOAD)
+    added = config.get("added_tokens_decoder", {})
+    if not isinstance(added, dict) or not all(re.fullmatch(r"[0-9]{1,9}", i) and _is_token(token) for i, token in added.items()):
+        raise ValueError(f"{path}: added_tokens_decoder is no object of tokens by their number, each with its text as content and special true or false: {CUT_DOWNLOAD}")
+    added = {int(i): token for i, token in added.items()}
     lacking = [t for t in ("<|im_start|>", STOP, *IMAGE_NAMES.values()) if t not in [a["content"] for a in added.values()]]
     if lacking:
         raise ValueError(f"the tokenizer in {str(folder)!r} does not know {lacking}: this is not the tokenizer of an InternVL checkpoint")
     return config, added
+
+
+def _is_token(token):
+    return isinstance(token, dict) and isinstance(token.get("content"), str) and not HALF.search(token["content"]) and token["content"] != "" and isinstance(token.get("special", True), bool)
+
+
+def read_roles(
+    config: dict,  # of tokenizer_config.json
+    core,  # tokenizers.Tokenizer
+) -> dict[str, str]:  # bos_token, unk_token, pad_token, those that there are
+    "Which tokens begin a text, stand for what is unknown and fill up; raises ValueError for one that the vocabulary does not have."
+    roles = {}
+    for name in ("bos_token", "unk_token", "pad_token"):
+        token = config.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if config.get(name) and not (isinstance(token, str) and core.token_to_id(token) is not None):
+            raise ValueError(f"tokenizer_config.json names {str(config[name])[:80]!r} as {name}, which is no token of this tokenizer: {CUT_DOWNLOAD}")
+        roles |= {name: token} if token else {}
+    return roles
 
 
 def read_tokenizer(
@@ -115,8 +142,7 @@ def convert_tokenizer(
     moved = {t["content"]: (i, core.token_to_id(t["content"])) for i, t in added.items() if core.token_to_id(t["content"]) != i}
     if moved:
         raise ValueError(f"added tokens end up at other ids than the checkpoint gives them: {dict(list(moved.items())[:3])} (wanted, found); tokenizer_config.json and the vocabulary do not belong together")
-    roles = {k: config[k]["content"] if isinstance(config[k], dict) else config[k] for k in ("bos_token", "unk_token", "pad_token") if config.get(k)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=STOP, clean_up_tokenization_spaces=False, model_max_length=32768, **roles)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=STOP, clean_up_tokenization_spaces=False, model_max_length=32768, **read_roles(config, core))
     tokenizer.save_pretrained(target)
     return tokenizer
 
@@ -134,8 +160,31 @@ def tokenizer_core(
         raise ValueError(f"{str(source)!r} has neither tokenizer.model (2B, 8B) nor vocab.json with merges.txt (1B, 4B): the download is not complete")
     from transformers import Qwen2Tokenizer
 
-    merges = [tuple(line.split()) for line in (source / "merges.txt").read_text(encoding="utf-8").splitlines() if line and not line.startswith("#version")]
-    return Qwen2Tokenizer(vocab=json.loads((source / "vocab.json").read_text()), merges=merges).backend_tokenizer
+    return Qwen2Tokenizer(**read_bpe(source)).backend_tokenizer
+
+
+def read_bpe(
+    source: Path,  # folder with vocab.json and merges.txt
+) -> dict:  # vocab, merges
+    "A byte-level vocabulary and its joins; raises ValueError where they are not whole: what is missing would silently be read as other tokens."
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    vocab, path = read_json(source / "vocab.json", CUT_DOWNLOAD), source / "merges.txt"
+    if any(type(i) is not int or not 0 <= i < len(vocab) for i in vocab.values()) or len(set(vocab.values())) != len(vocab):
+        raise ValueError(f"{source / 'vocab.json'} does not number its tokens from 0 on: {CUT_DOWNLOAD}")
+    if lacking := sorted(set(ByteLevel.alphabet()) - set(vocab)):
+        raise ValueError(f"{source / 'vocab.json'} has no token for {len(lacking)} of the 256 bytes, {lacking[0]!r} is the first: {CUT_DOWNLOAD}")
+    try:
+        lines = path.read_bytes().decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 ({error}): {CUT_DOWNLOAD}") from None
+    merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+    if wrong := [m for m in merges if len(m) != 2 or not vocab.keys() >= {*m, "".join(m)}]:
+        raise ValueError(f"{path} joins {' '.join(wrong[0])[:80]!r}, and vocab.json does not have both and what they make: {CUT_DOWNLOAD}")
+    reached = {a + b for a, b in merges} | set(ByteLevel.alphabet())
+    if lost := [token for token in vocab if token not in reached and not re.fullmatch(r"<\S+>", token)]:
+        raise ValueError(f"{path} has no join for {len(lost)} tokens of vocab.json, {lost[0]!r} is the first: {CUT_DOWNLOAD}")
+    return dict(vocab=vocab, merges=merges)
 
 # %% ../nbs/15e_tokenizers.ipynb #bffa5a85
 CHAT = (  # one image or none, then text; the template of InternVL2.5 as `question_text` writes it

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .files import atomic
+from .foreign import parse_json
 
 # %% ../nbs/01b_weights.ipynb #16928204
 LFS = b"version https://git-lfs.github.com/spec/"
@@ -70,7 +71,7 @@ def check_safetensors(
         raise ValueError(f"{path} is cut off at {size:,} bytes, within its header: {again}")
     try:
         with path.open("rb") as file:
-            entries = json.loads(file.read(header)[8:])
+            entries = parse_json(file.read(header)[8:])
         whole = header + max((e["data_offsets"][1] for name, e in entries.items() if name != "__metadata__"), default=0)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} has a damaged header ({error}): {again}") from error

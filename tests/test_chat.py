@@ -5,8 +5,9 @@ import re
 import pytest
 from conftest import ROOT
 
+from perceptio.foreign import BadSample
 from perceptio.published import random_checkpoint
-from perceptio.samples import BadSample, Collator, Sample, Turn, encode_sample, prompt_ids
+from perceptio.samples import Collator, Sample, Turn, encode_sample, prompt_ids
 from perceptio.settings import Settings
 from perceptio.tokenizers import convert_tokenizer
 from perceptio.tokens import PerceptionVocab
