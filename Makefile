@@ -21,11 +21,11 @@ RUNS := $(or $(PERCEPTIO_HOME),.)/runs
 install: $(STAMP)
 
 # sam2 and lmms-eval come last and alone: they would pull torchvision, which nothing here imports (beside a torch without CUDA it does not even load), and 800 MB of
-# packages for tasks that no test runs. To evaluate on public benchmarks: pip install 'perceptio[eval]'.
+# packages for tasks that nothing here runs. What they import for what is run is in pyproject.toml.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Perceptio needs Python 3.11 or newer: make install PYTHON=/path/to/python3.11')"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,convert]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,eval]'
 	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --no-deps --no-build-isolation --constraint constraints.txt sam2
 	$(BIN)/python -m pip install --no-deps --constraint constraints.txt lmms-eval
 	touch $@

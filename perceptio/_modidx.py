@@ -1134,6 +1134,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'perceptio.notebook.run_dir': ('notebook.html#run_dir', 'perceptio/notebook.py'),
                                     'perceptio.notebook.say_once': ('notebook.html#say_once', 'perceptio/notebook.py'),
                                     'perceptio.notebook.scratch_dir': ('notebook.html#scratch_dir', 'perceptio/notebook.py')},
+            'perceptio.optional': { 'perceptio.optional.Package': ('optional.html#package', 'perceptio/optional.py'),
+                                    'perceptio.optional.require': ('optional.html#require', 'perceptio/optional.py')},
             'perceptio.own_data': { 'perceptio.own_data._decodes': ('own_data.html#_decodes', 'perceptio/own_data.py'),
                                     'perceptio.own_data._front': ('own_data.html#_front', 'perceptio/own_data.py'),
                                     'perceptio.own_data._mask_beside': ('own_data.html#_mask_beside', 'perceptio/own_data.py'),

@@ -9,7 +9,6 @@ __all__ = ['SPECIALS', 'FLASH', 'LORA_TARGETS', 'build_tokenizer', 'image_tokens
            'with_lora']
 
 # %% ../nbs/15_backbone.ipynb #8bd488ac
-import importlib.util
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import nn
 from .chat import TEMPLATE
 from .foreign import BadSample, opened_image
 from .new_rows import split_rows
+from .optional import require
 from .sam import IMAGE_MEAN, IMAGE_STD
 from .settings import Settings
 from .tokens import PerceptionVocab, perception_tokens
@@ -165,7 +165,7 @@ def backbone_config(
     )  # fmt: skip
 
 
-FLASH = {"flash_attention_2": ("flash_attn", "flash-attn"), "flash_attention_3": ("flash_attn_interface", "flash-attn-3")}  # module, package
+FLASH = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3"}  # keys of optional.OPTIONAL
 
 
 def check_attention(
@@ -174,9 +174,8 @@ def check_attention(
     "Refuse an attention kernel that this machine cannot run."
     if kind.startswith("fl") and not torch.cuda.is_available():
         raise ValueError(f"attention = {kind} is for GPUs, and torch sees none: set attention = auto")
-    module, package = FLASH.get(kind, ("torch", "torch"))
-    if importlib.util.find_spec(module) is None:
-        raise ValueError(f"attention = {kind} needs the package {package} ({module} is not installed): pip install {package} --no-build-isolation, or set attention = sdpa")
+    if kind in FLASH:
+        require(FLASH[kind], "or set attention = sdpa")
     return kind
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from .benchmarks import COLUMNS, lmms_command, lmms_results
 from .intervals import wilson
 from .notebook import run_dir
+from .optional import require
 from .record import check_origin, write_result
 
 # %% ../nbs/44b_benchmark_results.ipynb #7b83d1d9
@@ -60,9 +61,10 @@ def run_benchmarks(
     **more,  # of lmms_command
 ) -> list[str]:  # names of the results; none if only a part was asked
     "Ask, and record."
+    require("lmms-eval")
     check_origin(run)
     started = time.perf_counter()
     done = subprocess.run(lmms_command(run_dir(run) / "checkpoint", tasks, output, **more), capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(f"lmms-eval ended with {done.returncode}; if it is not installed: pip install 'perceptio[eval]'. Its last words: {done.stderr.strip()[-600:]}")
+        raise ValueError(f"lmms-eval ended with {done.returncode}. Its last words: {done.stderr.strip()[-600:]}")
     return record_benchmarks(output, run, time.perf_counter() - started) if more.get("limit") is None else []

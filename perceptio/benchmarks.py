@@ -30,6 +30,7 @@ from .files import atomic, write_atomically
 from .generation import Perceptio
 from .metrics import HardBlinkScore, VqaScore
 from .notebook import in_test
+from .optional import OPTIONAL
 from .questions import VQA_KINDS
 from .rows import read_image
 from .text_evaluation import vqa_queries
@@ -210,7 +211,7 @@ def lmms_class(base: type | None = None) -> type:
         try:
             from lmms_eval.api.model import lmms as base
         except ImportError as error:
-            raise ImportError(f"lmms-eval is not installed here ({error}); nbs/44_benchmarks.ipynb, 'Installing lmms-eval', shows how") from error
+            raise ImportError(f"lmms-eval cannot be imported here ({error}): {OPTIONAL['lmms-eval'].line}") from error
     return type("LmmsPerceptio", (Adapter, base), {"__module__": __name__})
 
 # %% ../nbs/44_benchmarks.ipynb #55ce3d40

@@ -7,7 +7,6 @@ __all__ = ['PARTS', 'SHAPES', 'base_rows', 'meta_model', 'parameter_table', 'blo
            'check_room', 'schedule_table', 'check_base', 'requirements', 'check_requirements']
 
 # %% ../nbs/29_dry_run.ipynb #f1f8f3ad
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from .depth_store import find_depth
 from .model import TEST_WORDS, PerceptioModel
 from .new_rows import CHUNK, check_linear
 from .notebook import checkout, data_dir, find, home_dir
+from .optional import require
 from .prepare import check_data, prepared_folders, rows_dir
 from .segmentation import build_mask_head
 from .settings import Settings
@@ -168,9 +168,13 @@ def requirements(
             rows.append(("language model", check_base(language_folder(settings), settings), ""))
         except ValueError as error:
             rows.append(("language model", None, str(error)))
-    if settings.parallel == "zero2" and importlib.util.find_spec("deepspeed") is None:
-        rows.append(("package deepspeed", None, "parallel = zero2 needs it: pip install deepspeed, or set parallel = ddp"))
-    for what, check in (("attention", lambda: attention_kind(settings)), ("cross-entropy", check_linear if settings.linear_cross_entropy else lambda: None)):
+    checks = {
+        "package deepspeed": lambda: settings.parallel == "zero2" and require("deepspeed", "or set parallel = ddp"),
+        "package sam2": lambda: settings.use_seg and require("sam2"),
+        "attention": lambda: attention_kind(settings),
+        "cross-entropy": lambda: settings.linear_cross_entropy and check_linear(),
+    }
+    for what, check in checks.items():
         try:
             check()
         except ValueError as error:

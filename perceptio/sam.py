@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .files import read_json, write_json
 from .notebook import near
+from .optional import require
 from .settings import Settings
 from .weights import check_values, load_tensors, read_torch, read_weights, write_weights
 
@@ -100,6 +101,7 @@ def build_sam2_whole(
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
+    require("sam2")
     name, size, dim = settings.sam_config, settings.sam_image_size, settings.mask_dim
     overrides = tiny_overrides(size, dim) if name == SAM_TINY else [f"++model.image_size={size}"]
     with hydra_untouched(), torch.random.fork_rng(devices=[]):

@@ -8,7 +8,6 @@ __all__ = ['log', 'REPORTS', 'SHARDED', 'WEIGHTS', 'COMPLETE', 'FAST', 'use_bf16
            'check_kept', 'is_complete', 'checkpoint_step', 'check_whole', 'train', 'RunLog', 'plot_terms']
 
 # %% ../nbs/30_trainer.ipynb #6b04f241
-import importlib.util
 import logging
 import math
 import os
@@ -26,6 +25,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from .files import read_json, write_json
 from .notebook import nearest
+from .optional import require
 from .saving import trained_state
 from .settings import Settings
 from .weights import check_state, is_finite, misfits, read_weights, write_weights
@@ -85,8 +85,8 @@ def check_report(
     "Refuse a tracker that does not exist or is not installed."
     if report_to not in REPORTS:
         raise ValueError(f"report_to = {report_to!r} does not exist: use one of {', '.join(REPORTS)}{nearest(report_to, REPORTS)}")
-    if report_to != "none" and importlib.util.find_spec(report_to) is None:
-        raise ValueError(f"report_to = {report_to!r} needs the package {report_to}: pip install {report_to}, or set report_to = none")
+    if report_to != "none":
+        require(report_to, "or set report_to = none")
     return report_to
 
 
