@@ -31,17 +31,17 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 train: install
-	mkdir -p $(RUNS)/$(SIZE)
-	$(BIN)/papermill nbs/train.ipynb $(RUNS)/$(SIZE)/train.ipynb -p size $(SIZE)
+	mkdir -p "$(RUNS)/$(SIZE)"
+	$(BIN)/papermill nbs/train.ipynb "$(RUNS)/$(SIZE)/train.ipynb" -p size $(SIZE)
 
 check-1B: export HF_HUB_OFFLINE = 1
 check-1B: install
-	mkdir -p $(RUNS)
-	$(BIN)/papermill nbs/check_1B.ipynb $(RUNS)/check-1B.ipynb -p size 1B
+	mkdir -p "$(RUNS)"
+	$(BIN)/papermill nbs/check_1B.ipynb "$(RUNS)/check-1B.ipynb" -p size 1B
 
 results: install
-	mkdir -p $(RUNS)
-	$(BIN)/papermill nbs/reproduce.ipynb $(RUNS)/reproduce.ipynb -p publish "$(PUBLISH)"
+	mkdir -p "$(RUNS)"
+	$(BIN)/papermill nbs/reproduce.ipynb "$(RUNS)/reproduce.ipynb" -p publish "$(PUBLISH)"
 
 # Tests take nothing from a network, use no GPU, draw on no screen and use one thread per process: nbdev_test and pytest run one process per core.
 test: export HF_HUB_OFFLINE = 1
