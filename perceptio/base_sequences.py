@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .backbone import image_tokens, normalise
-from .base_tasks import GRID, LETTERS, Turn, marker_turns, random_markers, scene_turns
+from .base_tasks import GRID, LETTER_WORDS, BaseTurn, marker_turns, random_markers, scene_turns
 from .chat import STOP, question_text
 from .files import once, write_atomically
 from .hardblink import draw_markers
@@ -47,7 +47,7 @@ def encode_turns(
 
 # %% ../nbs/32c_base_sequences.ipynb #d98b34e3
 def look_cells(
-    turn: Turn,
+    turn: BaseTurn,
     owner: np.ndarray,  # (cells,) object of each cell, from cell_owners
     letter: np.ndarray,  # (cells,) marker of each cell, from marker_cells
     length: int,  # tokens of the answer, its end included
@@ -59,12 +59,12 @@ def look_cells(
         look = np.zeros((length, len(owner)), bool)
         look[np.arange(GRID**2), np.add.outer(middle * side, middle).ravel()] = True
         return look
-    cells = letter == LETTERS.index(f"({turn.marker})") if turn.marker else np.isin(owner, turn.objects)
+    cells = letter == LETTER_WORDS.index(f"({turn.marker})") if turn.marker else np.isin(owner, turn.objects)
     return np.broadcast_to(cells, (length, len(cells)))
 
 # %% ../nbs/32c_base_sequences.ipynb #b338bd5a
 def turn_weight(
-    turn: Turn,
+    turn: BaseTurn,
 ) -> float:  # relative frequency
     "Plain descriptions come more often than comparisons: they are learnt first and everything else needs them."
     compares = any(w in turn.question for w in (" left of ", " right of ", "most ", "lowest "))
@@ -112,7 +112,7 @@ def load_turns(
     store: SceneStore,
     seed: int,
     cache: Path | None = None,
-) -> list[list[Turn]]:
+) -> list[list[BaseTurn]]:
     "The questions of every scene, written down once."
     from tqdm.auto import tqdm
 
@@ -126,7 +126,7 @@ def load_turns(
     lines = cache.read_text().splitlines()
     if len(lines) != len(store):
         raise ValueError(f"{cache.name} holds the questions of {len(lines)} scenes, the store has {len(store)}: delete the file, or name another one")
-    return [[Turn(*t[:3], tuple(t[3]), t[4]) for t in json.loads(line)] for line in lines]
+    return [[BaseTurn(*t[:3], tuple(t[3]), t[4]) for t in json.loads(line)] for line in lines]
 
 # %% ../nbs/32c_base_sequences.ipynb #b8e54445
 def collate(

@@ -12,7 +12,7 @@ import torch
 
 from .answers import PerceptioOutput
 from .backbone import check_image, image_tiles, image_tokens
-from .chat import check_room, stop_id
+from .chat import check_context, stop_id
 from .decoding import Decoding, Written, all_written, left_pad, write_forced, write_text
 from .samples import prompt_ids, wants
 from .tokens import parse_output
@@ -56,7 +56,7 @@ class Conversation:
         model, first = self.perceptio, not self.ids
         ids = prompt_ids(text, perceive, len(self.tiles) * image_tokens(model.settings) if first else 0, model.tokenizer, model.settings, first)
         context = model.model.inner.config.text_config.max_position_embeddings
-        check_room(len(self.ids) + len(ids), self.perceptio.room(perceive) + new, context, f"turn {len(self.turns) + 1}, with the turns before it,")
+        check_context(len(self.ids) + len(ids), self.perceptio.room(perceive) + new, context, f"turn {len(self.turns) + 1}, with the turns before it,")
         return ids
 
     def write(self, prompt: list[int], perceive: str, guided: bool, new: int) -> tuple[Written, Decoding]:

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from .codebook import DepthCodebook
-from .depth_teacher import DepthTeacher, check_image, fingerprint
+from .depth_teacher import DepthTeacher, check_photograph, fingerprint
 from .files import atomic, hash_file, sweep, write_atomically, write_json
 from .notebook import say_once
 from .weights import open_array, open_weights
@@ -100,7 +100,7 @@ def check_depth(
 def _read(load, teacher, i):
     "(image or depth map, None), or (None, why there is none)."
     try:
-        return (check_image if isinstance(teacher, DepthTeacher) else check_depth)(load(i)), None
+        return (check_photograph if isinstance(teacher, DepthTeacher) else check_depth)(load(i)), None
     except UNREADABLE as error:
         return None, f"{type(error).__name__}: {error}"
 

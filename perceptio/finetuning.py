@@ -20,7 +20,7 @@ from .evaluation import ask, predict
 from .generation import Perceptio, find_checkpoint
 from .metrics import RefSegMetrics
 from .notebook import run_dir
-from .paper_mixture import PARTS, PaperMixture, Source
+from .paper_mixture import MIXTURE_PARTS, PaperMixture, Source
 from .record import weights_hash
 from .rows import SEGMENT, Report, decode_mask, encode_mask, find_image, read_image
 from .saving import load_model, save_model
@@ -163,7 +163,7 @@ def _meanings(row, ids):  # (ids of all that was said before and of the text, te
 # %% ../nbs/46_finetuning.ipynb #96d3895f
 def own_source(rows: Sequence[dict], images: str | Path) -> Source:
     "Your rows as a part of the mixture."
-    return Source("own" if "own" in PARTS else "res", rows, Path(images))
+    return Source("own" if "own" in MIXTURE_PARTS else "res", rows, Path(images))
 
 
 def sources_hash(sources: Sequence[Source]) -> str:  # 64 hexadecimal digits

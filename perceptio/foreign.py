@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'BROKEN', 'ORIENTATION', 'HALF', 'DECODER', 'OTHER_CODE', 'TOO_DEEP', 'TOO_LONG', 'BadSample',
-           'check_regular', 'opened_image', 'is_turned', 'check_whole', 'parse_json', 'check_keys']
+           'check_regular', 'opened_image', 'is_turned', 'check_characters', 'parse_json', 'check_keys']
 
 # %% ../nbs/00a_foreign.ipynb #7a21d559
 import json
@@ -72,7 +72,7 @@ OTHER_CODE = "not UTF-8: save the file in this encoding"
 TOO_DEEP, TOO_LONG = "not JSON that can be read (lists or objects nested too deep)", "not JSON that can be read (a number of too many digits)"
 
 
-def check_whole(text: str, value) -> None:
+def check_characters(text: str, value) -> None:
     "Raise ValueError where a text that was read as JSON has, or spells, half a character."
     if not text.isascii() and HALF.search(text):
         raise ValueError(OTHER_CODE)  # so are undecodable bytes held
@@ -96,7 +96,7 @@ def parse_json(text: str | bytes):  # -> value
         raise ValueError(TOO_DEEP) from None
     except ValueError:
         raise ValueError(TOO_LONG) from None
-    check_whole(text, value)
+    check_characters(text, value)
     return value
 
 # %% ../nbs/00a_foreign.ipynb #3f827943

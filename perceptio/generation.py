@@ -16,10 +16,10 @@ import torch.nn.functional as F
 
 from .answers import PerceptioOutput, Region, phrases
 from .backbone import check_image, image_tiles, image_tokens
-from .chat import check_room
+from .chat import check_context
 from .codebook import DepthCodebook
 from .conversation import Conversation
-from .decoding import write, write_fast
+from .decoding import write_answers, write_fast
 from .notebook import near
 from .samples import Sample, Turn, perception_prefix, prompt_ids, wants
 from .saving import load_mask_head, load_model
@@ -154,13 +154,13 @@ class Perceptio:
         prompts = [prompt_ids(s.turns[0].question, perceive, len(t) * image_tokens(self.settings), self.tokenizer, self.settings) for s, t in zip(samples, tiles)]
         room = self.room(perceive)
         for sample, prompt in zip(samples, prompts):
-            check_room(len(prompt), room + max_new_tokens, self.model.inner.config.text_config.max_position_embeddings, f"question {sample.key!r}")
+            check_context(len(prompt), room + max_new_tokens, self.model.inner.config.text_config.max_position_embeddings, f"question {sample.key!r}")
         prefixes = [perception_prefix(perceive, c, self.vocab) for c in codes] if codes is not None and perceive in ("depth", "both") else None
         if guided and perceive not in ("auto", "none") and prefixes is None:
             rows = write_fast(self.model, self.tokenizer, prompts, torch.cat(tiles), perceive, max_new_tokens)
         else:
             banned = self.vocab.ids if perceive == "none" else ()
-            rows = write(self.model, self.tokenizer, prompts, torch.cat(tiles), prefixes, None, max_new_tokens + room, banned)
+            rows = write_answers(self.model, self.tokenizer, prompts, torch.cat(tiles), prefixes, None, max_new_tokens + room, banned)
         parsed = [parse_output(row.ids, self.vocab) for row in rows]
         masks, depths = self.masks(samples, rows), self.depths(samples, parsed)
         return [self.output(*parts, perceive) for parts in zip(samples, rows, parsed, masks, depths)]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORDINGS', 'AURORA_FILES', 'LACKING', 'stamp', 'packed', 'likely_points', 'stamp_match', 'find_markers',
-           'shown_markers', 'marked_item', 'published_items', 'hardblink_hash', 'result_name', 'hardblink_table']
+           'shown_markers', 'marked_item', 'published_items', 'hardblink_hash', 'hardblink_result', 'hardblink_table']
 
 # %% ../nbs/42b_hardblink_evaluation.ipynb #6a3730be
 from functools import cache
@@ -17,7 +17,7 @@ import pandas as pd
 from .ade20k import APART
 from .depth_benchmarks import VARIANTS, DepthItem, hardblink_folder, hardblink_items, long_question
 from .files import hash_files
-from .hardblink import LETTERS, QUESTION, MarkedQuestion, draw_markers, marker_boxes
+from .hardblink import CLOSEST_QUESTION, LETTERS, MarkedQuestion, draw_markers, marker_boxes
 from .intervals import mean_interval, wilson
 from .marker_evaluation import MarkedItem
 
@@ -83,7 +83,7 @@ def find_markers(
     return None
 
 # %% ../nbs/42b_hardblink_evaluation.ipynb #0e57fb90
-WORDINGS = {"published": lambda item: item.question, "long": long_question, "own": lambda item: QUESTION}
+WORDINGS = {"published": lambda item: item.question, "long": long_question, "own": lambda item: CLOSEST_QUESTION}
 
 
 def shown_markers(
@@ -136,7 +136,7 @@ def hardblink_hash(root: str | Path) -> str:  # 64 hexadecimal digits
     return hash_files(folder, names)
 
 
-def result_name(
+def hardblink_result(
     data_hash: str,  # from hardblink_hash
     wording: str,  # a key of WORDINGS
 ) -> str:

@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .curation import Curation, Funnel, curate, origin
+from .curation import Curation, Funnel, curate, row_origin
 from .depth_cache import DepthTokens, refuse_other
 from .files import atomic, hash_file, write_atomically, write_json
-from .refcoco import SPLITS, USUAL
+from .refcoco import REF_SPLITS, USUAL
 
 # %% ../nbs/26d_joint_set.ipynb #b77ef851
 REFER = "Apache License 2.0 for the repository that distributes them (lichengunc/refer); none is stated for the data themselves"
@@ -64,11 +64,11 @@ def _write_arrow(folder, sha256):
 
 def _facts(made, funnel, curation, **hashes):
     "What joint.json says."
-    name, by, split, _ = origin(made[0])
+    name, by, split, _ = row_origin(made[0])
     held = curation.held_out if curation.drop_leaks else {}
     content = hashlib.sha256("".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in made).encode())
     return dict(
-        source=f"{name} ({by}) {split}", published_images=SPLITS[name, by][split][0], found=funnel.found, used=funnel.used, filters=funnel.table().to_dict("records"),
+        source=f"{name} ({by}) {split}", published_images=REF_SPLITS[name, by][split][0], found=funnel.found, used=funnel.used, filters=funnel.table().to_dict("records"),
         origins=Counter(o["origin"] for row in made for o in row["objects"]), sentences_in_file=len(curation.sentences or {}), rules=curation.rules,
         held_out={s: len(ids) for s, ids in held.items()}, depth_tokens=len(made[0]["codes"] or []), depth_words=curation.decode is not None,
         depth_meta=getattr(curation.codes, "meta", {}), licences={k: LICENCES[k] for k in ("photographs", "masks, boxes, categories", f"{name} expressions")}, hashes=dict(content=content.hexdigest(), **hashes),
@@ -141,7 +141,7 @@ Sentences in the file: {sentences_in_file}.
 ## Columns
 
 `key`: set/split/COCO image id. `image`: name of the photograph. `size`: height, width. `codes`: depth tokens, or null. `objects`: `ann_id` and `category` of COCO, `box` (x, y, width, height), `area` in pixels,
-`mask` (COCO's compressed run lengths, column by column), `texts`, `sentence`, `origin`.
+`mask` (COCO's compressed run lengths, column by column), `texts`, `sentence`, `row_origin`.
 
 ## Licences
 

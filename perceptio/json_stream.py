@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .foreign import DECODER, TOO_DEEP, TOO_LONG, BadSample, check_regular, check_whole, parse_json
+from .foreign import DECODER, TOO_DEEP, TOO_LONG, BadSample, check_characters, check_regular, parse_json
 
 # %% ../nbs/00c_json_stream.ipynb #d65bde83
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -21,7 +21,7 @@ LARGEST = 1 << 26  # characters; a value that does not end within so many is bro
 
 def _checked(said, value):
     try:
-        check_whole(said, value)
+        check_characters(said, value)
     except ValueError as error:
         return BadSample(str(error))
     return value

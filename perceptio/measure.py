@@ -16,16 +16,16 @@ import torch.distributed as dist
 from .depth_benchmarks import write_hardblink
 from .evaluation import Predictor, Shared
 from .generation import Perceptio
-from .hardblink_evaluation import hardblink_hash, published_items, result_name
+from .hardblink_evaluation import hardblink_hash, hardblink_result, published_items
 from .launch import launch
 from .marker_evaluation import evaluate_hardblink
 from .mixture import ASK, world, world_hash
 from .notebook import run_dir, scratch_dir
-from .refcoco import SPLITS as REFCOCO_SPLITS
+from .refcoco import REF_SPLITS as REFCOCO_SPLITS
 from .refcoco import USUAL, refcoco_queries, refcoco_report
-from .refcoco_evaluation import QUESTION, evaluate_refcoco, refcoco_hash, split_name
+from .refcoco_evaluation import SEGMENT_QUESTION, evaluate_refcoco, refcoco_hash, split_name
 from .scenes import fixture
-from .suite import measured, measurements
+from .suite import measurements, timed_parts
 from .write_refcoco import write_refcoco
 
 # %% ../nbs/43c_measure.ipynb #34ff5a4b
@@ -47,7 +47,7 @@ def hardblink_plan(
     codebook = base.codebook if base.settings.use_depth else None
     ask = partial(evaluate_hardblink, predictor, codebook=codebook, perceive="depth" if codebook else "none")
     facts = dict(data_hash=hardblink_hash(root), protocol=f"{wording} wording, strict parser, unreadable = wrong")
-    return {result_name(facts["data_hash"], wording): with_facts(lambda: ask(published_items(root, wording)), **facts)}
+    return {hardblink_result(facts["data_hash"], wording): with_facts(lambda: ask(published_items(root, wording)), **facts)}
 
 
 def refcoco_plan(
@@ -61,7 +61,7 @@ def refcoco_plan(
     "Every sentence of the given splits."
     if wording not in ("published", "own"):
         raise ValueError(f"wording {wording!r}: RefCOCO is asked in 'published' or 'own' words")
-    plan, question = {}, QUESTION if wording == "published" else ASK["res"]
+    plan, question = {}, SEGMENT_QUESTION if wording == "published" else ASK["res"]
     for name, split in [(n, s) for n in sets for s in splits if s in REFCOCO_SPLITS[n, USUAL[n]]]:
         report = refcoco_report(name, split, queries=True)
         queries = refcoco_queries(root, name, split, report)
@@ -103,7 +103,7 @@ def measure_here(
     if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
         dist.init_process_group("gloo")  # answers travel, tensors do not
         predictor = Shared(base)
-    results = measured(PLANS[benchmark](predictor, base, **options), progress)
+    results = timed_parts(PLANS[benchmark](predictor, base, **options), progress)
     return results if processes == 1 or dist.get_rank() == 0 else None
 
 

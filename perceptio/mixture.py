@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from .codebook import DepthCodebook
 from .files import hash_files, once, write_atomically
-from .hardblink import LETTERS, QUESTION, PointPool, draw_markers, sample_points
+from .hardblink import CLOSEST_QUESTION, LETTERS, PointPool, draw_markers, marked_question
 from .notebook import data_dir
 from .questions import attribute_sentence, caption, expressions, vqa
 from .samples import Sample, Turn, corrupt_codes
@@ -107,9 +107,9 @@ def scene_markers(
     "Marked points for 3, 4 and 5: debiased ones where the scene offers them, else one that place may give away."
     pool, found = PointPool(scene), []
     for n in (3, 4, 5):
-        first = sample_points(scene, n, rng, pool=pool)
-        hard = [first, *(sample_points(scene, n, rng, pool=pool) for _ in range(draws - 1))] if first else []
-        easy = [] if first else [sample_points(scene, n, rng, debias=False, pool=pool)]
+        first = marked_question(scene, n, rng, pool=pool)
+        hard = [first, *(marked_question(scene, n, rng, pool=pool) for _ in range(draws - 1))] if first else []
+        easy = [] if first else [marked_question(scene, n, rng, debias=False, pool=pool)]
         found += [(m, True) for m in hard if m] + [(m, False) for m in easy if m]
     return found
 
@@ -233,7 +233,7 @@ class SceneMixture(Dataset):
         letters = [LETTERS[k] for k in rng.permutation(len(marked["points"]))]  # drawn anew every time
         sample.image = draw_markers(scene.image, [tuple(p) for p in marked["points"]], letters)
         perceive = "none" if rng.random() < DIRECT else "depth"
-        sample.turns = [Turn(QUESTION, f"({letters[marked['nearest']]})", perceive)]
+        sample.turns = [Turn(CLOSEST_QUESTION, f"({letters[marked['nearest']]})", perceive)]
         if perceive == "none":
             sample.disparity = sample.codes = None
 

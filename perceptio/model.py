@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COUNTED', 'TEST_WORDS', 'supervised_costs', 'step_counts', 'step_shares', 'language_loss', 'code_logits',
-           'code_chances', 'true_codes', 'seg_states', 'mask_centres', 'point_loss', 'nothing', 'PerceptioModel',
+           'code_chances', 'label_codes', 'seg_states', 'mask_centres', 'point_loss', 'nothing', 'PerceptioModel',
            'build_language', 'checkpoint_blocks', 'build_model']
 
 # %% ../nbs/16_model.ipynb #7b6a690f
@@ -19,7 +19,7 @@ from .backbone import add_tokens, attention_kind, base_dtype, build_backbone, bu
 from .checkpoints import check_weights, language_folder
 from .codebook import DepthCodebook
 from .losses import count_loss, mask_loss, span_losses
-from .new_rows import CHUNK, head_rows, linear_costs, token_costs
+from .new_rows import LOGITS_CHUNK, chunked_costs, head_rows, linear_costs
 from .segmentation import MaskHead, build_mask_head, prompt_tokens, upsample
 from .settings import Settings
 from .soft_merge import code_positions, soft_tokens
@@ -37,7 +37,7 @@ def supervised_costs(
     "Cross-entropy of every supervised token; no (B, T, V) tensor is made."
     here = labels[:, 1:] != -100
     costs = torch.zeros(labels.shape, device=hidden.device)
-    ways = linear_costs if linear else token_costs
+    ways = linear_costs if linear else chunked_costs
     costs[:, 1:][here] = ways(hidden[:, :-1][here], labels[:, 1:][here], head)
     return costs
 
@@ -112,11 +112,11 @@ def code_chances(
     vocab: PerceptionVocab,
 ) -> torch.Tensor:  # (N,) float32
     "Probability that the next token is a depth code."
-    parts = hidden.split(max(1, CHUNK // head.out_features))
+    parts = hidden.split(max(1, LOGITS_CHUNK // head.out_features))
     return torch.cat([checkpoint(_chance, part, head, vocab, use_reentrant=False) for part in parts])
 
 # %% ../nbs/16_model.ipynb #bbcab905
-def true_codes(
+def label_codes(
     labels: torch.Tensor,  # (B, T)
     vocab: PerceptionVocab,
 ) -> torch.Tensor:  # (M, n) codes of the M samples with a full span
@@ -257,7 +257,7 @@ class PerceptioModel(nn.Module):
         if not len(rows):
             return hidden.sum() * 0.0
         maps = self.codebook.decode_latents(soft_tokens(logits, self.codebook.codebook))
-        target = self.codebook.resize(depth[rows]) if self.settings.recon_target == "map" else self.codebook.decode(true_codes(labels, self.vocab))
+        target = self.codebook.resize(depth[rows]) if self.settings.recon_target == "map" else self.codebook.decode(label_codes(labels, self.vocab))
         error = (maps - target).pow(2).mean((1, 2, 3))
         return error.sum() / len(labels)
 

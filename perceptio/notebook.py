@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'INJECTED', 'HOW_TO_GIVE', 'package_dir', 'checkout', 'project_root', 'in_test', 'scratch_dir', 'home_dir',
-           'data_dir', 'run_dir', 'near', 'find', 'nearest', 'check_type', 'say_once', 'FloatCalls',
+           'data_dir', 'run_dir', 'near', 'find', 'did_you_mean', 'check_type', 'say_once', 'FloatCalls',
            'literal_assignments', 'parameter_cells', 'check_parameter', 'check_parameters']
 
 # %% ../nbs/00_notebook.ipynb #a5ce48cd
@@ -111,7 +111,7 @@ def find(
     return next((place for place in places if place.exists()), places[0])
 
 # %% ../nbs/00_notebook.ipynb #4c1119f4
-def nearest(
+def did_you_mean(
     name: str,  # what was asked for
     names,  # what exists
 ) -> str:  # "; did you mean 'x'?" or ""
@@ -234,6 +234,6 @@ def check_parameters(
     for name, value in given.items():
         if name not in defaults:
             listed = ", ".join(f"{k} = {v!r}" for k, v in defaults.items())
-            raise ValueError(f"unknown parameter {name!r}{nearest(name, defaults) or ';'} this notebook has: {listed}")
+            raise ValueError(f"unknown parameter {name!r}{did_you_mean(name, defaults) or ';'} this notebook has: {listed}")
         check_parameter(name, value, defaults[name])
     return {name: namespace[name] for name in defaults}

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from .backbone import image_tokens, normalise
-from .base_tasks import LETTERS, PLACES, box_words, place, random_markers
+from .base_tasks import LETTER_WORDS, PLACE_WORDS, box_words, place_word, random_markers
 from .hardblink import draw_markers, marker_boxes
 from .raycast import SHAPES, SIZES
 from .scenes import Scene
@@ -29,7 +29,7 @@ GROUPS = {"size": tuple(SIZES), "color": tuple(COLORS), "material": tuple(MATERI
 
 def cell_words() -> list[str]:
     "The words whose embeddings the image tokens are compared with: attributes, then letters."
-    return [w for words in (*GROUPS.values(), LETTERS) for w in words]
+    return [w for words in (*GROUPS.values(), LETTER_WORDS) for w in words]
 
 
 def object_table(
@@ -66,11 +66,11 @@ def marker_cells(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # per cell: letter (5 = none), object under the point (-1 = no marker), point as place words (2) or -100
     "Which cell holds the middle of which label, and what its point is on."
     size = ids.shape[0]
-    letter, under, point = np.full(side * side, len(LETTERS)), np.full(side * side, -1), np.full((side * side, 2), -100)
+    letter, under, point = np.full(side * side, len(LETTER_WORDS)), np.full(side * side, -1), np.full((side * side, 2), -100)
     for (x, y), name, (x0, y0, x1, y1) in zip(points, letters, marker_boxes(points, size), strict=True):
         column, row = (x0 + x1) * side // (2 * size), (y0 + y1 - 5) * side // (2 * size)
         k = row * side + column
-        letter[k], under[k], point[k] = LETTERS.index(f"({name})"), ids[y, x], [int(place(x, size)), int(place(y, size))]
+        letter[k], under[k], point[k] = LETTER_WORDS.index(f"({name})"), ids[y, x], [int(place_word(x, size)), int(place_word(y, size))]
     return letter, under, point
 
 # %% ../nbs/32b_pretrain_vision.ipynb #5aae1b92
@@ -129,8 +129,8 @@ class VisionModel(nn.Module):
             part.requires_grad_(True)
         self.register_buffer("word_ids", torch.tensor(word_ids))
         self.scale, self.bias = nn.Parameter(torch.tensor(8.0)), nn.Parameter(torch.full((len(word_ids),), -3.0))
-        self.box, self.point = nn.Linear(width, 4 * PLACES), nn.Linear(width, 2 * PLACES)
-        self.on_words, self.on_box = nn.Linear(width, sum(len(w) + 1 for w in GROUPS.values())), nn.Linear(width, 4 * PLACES)
+        self.box, self.point = nn.Linear(width, 4 * PLACE_WORDS), nn.Linear(width, 2 * PLACE_WORDS)
+        self.on_words, self.on_box = nn.Linear(width, sum(len(w) + 1 for w in GROUPS.values())), nn.Linear(width, 4 * PLACE_WORDS)
 
     def scores(self, pixel_values):
         "Projected image tokens (B, cells, H), and their scores for the words (B, cells, 29)."
@@ -158,7 +158,7 @@ def with_none(
     scores: torch.Tensor,  # (..., 29), of `cell_words()`
 ) -> list[torch.Tensor]:  # the five groups and the letters: (..., words + 1) each, the last column, 0, stands for "none of them"
     "Scores per group."
-    parts = scores.split([len(w) for w in (*GROUPS.values(), LETTERS)], -1)
+    parts = scores.split([len(w) for w in (*GROUPS.values(), LETTER_WORDS)], -1)
     return [torch.cat([p, torch.zeros_like(p[..., :1])], -1) for p in parts]
 
 
@@ -181,11 +181,11 @@ def group_loss(
 
 
 def place_loss(
-    scores: torch.Tensor,  # (..., n * PLACES)
+    scores: torch.Tensor,  # (..., n * PLACE_WORDS)
     target: torch.Tensor,  # (..., n), -100 = nothing to say
 ) -> torch.Tensor:
     "Cross-entropy of place words, 0 where a batch has none."
-    loss = F.cross_entropy(scores.unflatten(-1, (-1, PLACES)).flatten(0, -2), target.flatten(), ignore_index=-100, reduction="sum")
+    loss = F.cross_entropy(scores.unflatten(-1, (-1, PLACE_WORDS)).flatten(0, -2), target.flatten(), ignore_index=-100, reduction="sum")
     return loss / (target != -100).sum().clamp(min=1)
 
 # %% ../nbs/32b_pretrain_vision.ipynb #973c7326
@@ -203,6 +203,6 @@ def vision_report(
     own, (*said, letter) = batch["table"][row, batch["owner"]], [s.argmax(-1) for s in with_none(scores)]
     report = {name: (said[k] == own[..., k])[thing].float().mean().item() for k, name in enumerate(GROUPS)}
     report["letter"] = (letter == batch["letter"])[marked].float().mean().item()
-    report["false_letters"] = ((letter < len(LETTERS)) & ~marked).sum().item() / marked.sum().item()
-    error = lambda head, target, where: (head(tokens).unflatten(-1, (-1, PLACES)).argmax(-1) - target)[where].abs().float().mean().item()  # noqa: E731
+    report["false_letters"] = ((letter < len(LETTER_WORDS)) & ~marked).sum().item() / marked.sum().item()
+    error = lambda head, target, where: (head(tokens).unflatten(-1, (-1, PLACE_WORDS)).argmax(-1) - target)[where].abs().float().mean().item()  # noqa: E731
     return report | {"box_error": error(model.box, own[..., 5:], thing), "point_error": error(model.point, batch["point"], marked)}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .files import plain, write_atomically
 from .record import Run, run_folder, write_result
-from .suite import result_name
+from .suite import world_result
 
 # %% ../nbs/43b_results.ipynb #8a2cdc4b
 def write_records(
@@ -43,7 +43,7 @@ def write_parts(
         kept = {k: result[k] for k in ("metrics", "intervals", "baselines")}
         facts = dict(data_hash=data_hash) | more | result.get("facts", {})
         try:
-            written.append(write_result(result_name(folder.name, part), kept, run, checkpoint=folder / "checkpoint", seconds=result["seconds"], n=n, **facts).stem)
+            written.append(write_result(world_result(folder.name, part), kept, run, checkpoint=folder / "checkpoint", seconds=result["seconds"], n=n, **facts).stem)
         except ValueError as error:
             refused.append(str(error))
     if refused:

@@ -14,7 +14,7 @@ import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from .notebook import check_type, in_test, nearest, package_dir, project_root, say_once
+from .notebook import check_type, did_you_mean, in_test, package_dir, project_root, say_once
 
 # %% ../nbs/00_settings.ipynb #ec2d88df
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ def check_settings(
     "Refuse values that cannot work, naming them and what is allowed."
     for name, allowed in CHOICES.items():
         if (value := getattr(s, name)) not in allowed:
-            raise ValueError(f"{name} = {value!r} does not exist: use one of {', '.join(allowed)}{nearest(value, allowed)}")
+            raise ValueError(f"{name} = {value!r} does not exist: use one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
     for f in fields(s):
         value, least = getattr(s, f.name), 0 if f.type is float or f.name in MAY_BE_ZERO else 1
         if f.type in (int, float) and not least <= value < float("inf"):
@@ -248,7 +248,7 @@ def read_settings_file(
     for section in [parser.defaults(), *parser.values()]:
         for key in section:
             if key not in known:
-                raise ValueError(f"{path.name}: {key!r} is not a setting{nearest(key, known)}")
+                raise ValueError(f"{path.name}: {key!r} is not a setting{did_you_mean(key, known)}")
     return {name: dict(parser[name]) for name in parser.sections()}
 
 
@@ -263,7 +263,7 @@ def check_size(
 ) -> str:  # the same
     "Refuse a size that settings.ini does not have."
     if size not in (names := sizes()):
-        raise ValueError(f"size {size!r} does not exist: use one of {', '.join(names)}{nearest(size, names)}")
+        raise ValueError(f"size {size!r} does not exist: use one of {', '.join(names)}{did_you_mean(size, names)}")
     return size
 
 # %% ../nbs/00_settings.ipynb #aee20d03
@@ -312,12 +312,12 @@ class Settings(
         "The settings of one size, after an ablation and single overrides."
         if ablation not in ABLATIONS:
             raise ValueError(
-                f"ablation {ablation!r} does not exist: use one of {', '.join(ABLATIONS)}{nearest(ablation, ABLATIONS)}"
+                f"ablation {ablation!r} does not exist: use one of {', '.join(ABLATIONS)}{did_you_mean(ablation, ABLATIONS)}"
             )
         text, kinds = read_settings_file()[check_size(size)], {f.name: f.type for f in fields(cls)}
         for name, value in overrides.items():
             if name not in kinds:
-                raise ValueError(f"{name!r} is not a setting{nearest(name, kinds)}")
+                raise ValueError(f"{name!r} is not a setting{did_you_mean(name, kinds)}")
             if name in (fixed := ABLATIONS[ablation]) and value != fixed[name]:
                 raise ValueError(
                     f"{name} = {value!r} contradicts ablation {ablation!r}, which sets it to {fixed[name]!r}"
@@ -371,7 +371,7 @@ def parse_overrides(
         if name in ("size", "ablation"):
             raise ValueError(f"settings = {text!r}: {name} is a parameter of its own; give it as -p {name} {value}")
         if name not in kinds:
-            raise ValueError(f"settings = {text!r}: {name!r} is not a setting{nearest(name, kinds)}")
+            raise ValueError(f"settings = {text!r}: {name!r} is not a setting{did_you_mean(name, kinds)}")
         if name in found:
             raise ValueError(f"settings = {text!r} gives {name} twice: give it once")
         found[name] = parse_setting(name, value, kinds[name], "the parameter settings")

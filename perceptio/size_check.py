@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TWO_STEPS', 'SMALL_PARTS', 'NAME', 'IMPORTED', 'EQUATION_2', 'RELOAD', 'STAGES', 'checked_settings', 'tree_memory',
-           'MemoryWatch', 'temporary_home', 'at_home', 'exit_code', 'check_space', 'write_inputs', 'convert', 'prepare',
-           'KillIn', 'train_and_die', 'resume', 'check_terms', 'answer', 'export', 'reload', 'run_stages']
+           'MemoryWatch', 'temporary_home', 'at_home', 'exit_code', 'check_space', 'write_inputs', 'convert',
+           'prepare_world', 'KillIn', 'train_and_die', 'resume', 'check_terms', 'ask_trained', 'export', 'reload',
+           'run_stages']
 
 # %% ../nbs/49_size_check.ipynb #c49a0004
 import json
@@ -186,7 +187,7 @@ def convert(settings: Settings) -> dict:
     return {k: report[k] for k in ("parameters", "tensors", "dtype", "vocabulary")}
 
 
-def prepare(settings: Settings) -> dict:
+def prepare_world(settings: Settings) -> dict:
     "What prepare_data.ipynb does; the renderer is the depth teacher."
     depth = Depth(data_dir() / "depth_tokens", partial(named_codebook, settings), no_teacher, rendered_depth)
     sources, _ = prepare_sources(data_dir(), rows_dir(), depth=depth)
@@ -237,7 +238,7 @@ def check_terms(
     return steps
 
 # %% ../nbs/49_size_check.ipynb #c49a0017
-def answer(settings: Settings) -> dict:
+def ask_trained(settings: Settings) -> dict:
     "Ask the trained model; the picture of the answer goes to home/answer.png."
     model, image = Perceptio.from_pretrained(run_dir(NAME)), fixture()[0].image
     out = model(image, "segment the red cube", perceive="both", max_new_tokens=8)
@@ -291,7 +292,7 @@ def reload(settings: Settings) -> dict:
     return {k: found[k] for k in ("difference", "dtype", "rows")}
 
 
-STAGES = {"space": check_space, "write": write_inputs, "convert": convert, "prepare": prepare, "train and die": train_and_die, "resume": resume, "answer": answer, "export": export, "reload": reload}  # fmt: skip
+STAGES = {"space": check_space, "write": write_inputs, "convert": convert, "prepare": prepare_world, "train and die": train_and_die, "resume": resume, "answer": ask_trained, "export": export, "reload": reload}  # fmt: skip
 
 
 def run_stages(

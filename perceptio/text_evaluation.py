@@ -11,7 +11,7 @@ from itertools import dropwhile, takewhile
 
 import numpy as np
 
-from .evaluation import Predictor, Query, ask, numbered_scenes, predict, scene_rng, text_queries
+from .evaluation import Predictor, SceneQuery, ask, numbered_scenes, predict, scene_rng, text_queries
 from .intervals import wilson
 from .metrics import VqaScore, matched_object, span_rates
 from .questions import ATTRIBUTES, vqa
@@ -24,7 +24,7 @@ def vqa_queries(
     seed: int = 0,
     scenes: int | None = None,  # the first so many, None = all
     **choose,  # keyword arguments of questions.vqa
-) -> list[Query]:
+) -> list[SceneQuery]:
     "Closed questions about the scenes of a split."
     return [q for i, s in numbered_scenes(store, scenes) for q in text_queries(vqa(s, scene_rng(seed, s), **choose), i, s)]
 
@@ -32,7 +32,7 @@ def vqa_queries(
 def evaluate_vqa(
     predictor: Predictor,
     store,  # the queries' scenes by index
-    queries: list[Query],  # about a Question each
+    queries: list[SceneQuery],  # about a Question each
     perceive: str = "none",
     batch_size: int = 64,
     progress: Callable | None = None,
@@ -66,7 +66,7 @@ def _fits(said, obj, keys=("color", "shape")):
 def evaluate_sentences(
     predictor: Predictor,
     store,  # the queries' scenes by index
-    queries: list[Query],  # about an Expression each
+    queries: list[SceneQuery],  # about an Expression each
     question: Callable[[str], str],  # expression -> the question the model was trained on
     batch_size: int = 64,
     progress: Callable | None = None,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .questions import ATTRIBUTES, NUMBERS, caption, noun_phrase, vqa
+from .questions import ATTRIBUTES, NUMBER_WORDS, caption, noun_phrase, vqa
 from .rows import encode_mask
 from .scenes import Scene, fixture
 
@@ -110,7 +110,7 @@ def grounded_caption(
     text, places = "There is ", []
     for where, ids in groups.items():
         one, noun = len(ids) == 1, noun_phrase(where, plural=len(ids) > 1)
-        article = ("an " if noun[0] in "aeiou" else "a ") if one else f"{NUMBERS[len(ids)]} "
+        article = ("an " if noun[0] in "aeiou" else "a ") if one else f"{NUMBER_WORDS[len(ids)]} "
         text += ", " * bool(places)
         places.append((len(text), len(text) + len(article + noun), ids))
         text += article + noun

@@ -66,6 +66,16 @@ def test_a_module_offers_only_what_it_defines(path):
     assert set(ast.literal_eval(lists[0].value)) <= homes()[path.stem]
 
 
+def test_no_public_name_stands_in_two_modules():
+    "One name, one thing: the same job is done once, and another job has another name."
+    where = {}
+    for module, names in homes().items():
+        for name in names:
+            if not name.startswith("_"):  # private to its module, or Python's own
+                where.setdefault(name, []).append(module)
+    assert {name: modules for name, modules in where.items() if len(modules) > 1} == {}
+
+
 def run(code):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

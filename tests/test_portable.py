@@ -17,7 +17,7 @@ from perceptio.codebook import DepthCodebook
 from perceptio.generation import Perceptio
 from perceptio.model import build_model
 from perceptio.sam import build_sam, save_sam
-from perceptio.saving import carry_base, load_model, located, read_settings, save_model
+from perceptio.saving import carry_base, load_model, read_settings, save_model, with_places
 from perceptio.settings import Settings
 
 ASK = """
@@ -58,9 +58,9 @@ def test_the_stand_in_base_goes_along(tmp_path):
     for part in ("language/model.safetensors", "language/tokenizer.json", "sam/sam.safetensors"):
         ours, theirs = tmp_path / "base" / part, ROOT / "data" / "checkpoints" / "tiny-base" / part
         assert ours.read_bytes() == theirs.read_bytes()
-    there = located(settings, tmp_path)
+    there = with_places(settings, tmp_path)
     assert (there.base, there.sam_checkpoint) == (str(tmp_path / "base"), str(tmp_path / "base" / "sam"))
-    assert located(settings, tmp_path, base="/a", sam="/b.pt").sam_checkpoint == "/b.pt"
+    assert with_places(settings, tmp_path, base="/a", sam="/b.pt").sam_checkpoint == "/b.pt"
 
 
 def test_what_is_missing_is_named(tmp_path):
