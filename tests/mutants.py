@@ -29,7 +29,8 @@ ROOMS = {  # the numbers of the notebooks
     "evaluation": ("25", "39", "39b", "40", "41", "41b", "41c", "42", "42b", "42c", "42d", "43"),
 }  # fmt: skip
 ALSO = {  # what is run beside a module's own notebook: where it is used
-    "losses": ("16_model",), "segmentation": ("16_model",), "soft_merge": ("16_model",), "new_rows": ("16_model",), "chat": ("15b_samples",),
+    "losses": "16_model", "segmentation": "16_model", "soft_merge": "16_model", "new_rows": "16_model", "chat": "15b_samples", "decoding": "17_generation",
+    "conversation": "17_generation",
 }  # fmt: skip
 COMPARE = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.In: "not in", ast.NotIn: "in", ast.Is: "is not", ast.IsNot: "is"}  # fmt: skip
 ARITHMETIC = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "/", ast.Mod: "*", ast.Pow: "*", ast.BitAnd: "|", ast.BitOr: "&"}  # fmt: skip
@@ -252,6 +253,11 @@ def load_libraries():
     torch.set_num_threads(1)
 
 
+def checks_of(notebook):
+    "What must notice a mutant of a notebook."
+    return list(filter(None, (notebook, ALSO.get(notebook.partition("_")[2]))))
+
+
 def run_mutants(mutants, log, seconds, limit, unchanged):
     "For some time: each mutant gets `killed`: by what, or nothing if it survived. `unchanged`: what passes as it is."
     start, home = time.monotonic(), Path(tempfile.mkdtemp(prefix="mutants-")) / "checkout"
@@ -261,7 +267,7 @@ def run_mutants(mutants, log, seconds, limit, unchanged):
         for mutant in mutants:
             if time.monotonic() - start > seconds:
                 return
-            checks = (mutant["notebook"], *ALSO.get(mutant["notebook"].partition("_")[2], ()))
+            checks = checks_of(mutant["notebook"])
             for what in checks:
                 state = hashlib.sha256((home / "nbs" / f"{what}.ipynb").read_bytes()).hexdigest()
                 if unchanged.get(what) != state:
