@@ -300,7 +300,7 @@ def write_task(
     text = YAML.format(task=task, questions=json.dumps(str(file)), perceive=perceive, budget=budget, metrics="\n".join(listed))
     write_atomically(folder / f"{task}.yaml", text)
     functions = [f"{task}_{k} = metric({task!r}, {m!r})" for k, m in enumerate(metrics)]
-    return "\n".join([f"{task}_results = keep({task!r})", *functions])
+    return "\n".join([f"{task}_results = keep_text({task!r})", *functions])
 
 
 def world_questions(
@@ -339,7 +339,7 @@ def write_tasks(
         found["perceptio_world_choice"] = world_questions(folder, store, seed, scenes)
     if not found:
         raise ValueError("nothing to write: pass hardblink=AURORA's folder, store=scenes, or both")
-    parts = ["from perceptio.benchmarks import doc_to_visual, keep, metric  # noqa: F401", *(write_task(folder, *x) for x in found.items())]
+    parts = ["from perceptio.benchmarks import doc_to_visual, keep_text, metric  # noqa: F401", *(write_task(folder, *x) for x in found.items())]
     write_atomically(folder / "utils.py", "\n\n".join(parts) + "\n")
     return list(found)
 

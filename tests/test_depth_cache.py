@@ -239,7 +239,11 @@ def test_a_set_of_images_by_two_processes(tmp_path):
         made = Depth(folder, codebook, no_teacher, depth_of, partial(launch, processes=n))
         torch.set_num_threads(1)
         store = write_depth(made, "some", images, names, progress=False)
-        found[n] = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        found[n] = {
+            p.relative_to(folder): p.read_bytes()
+            for p in folder.rglob("*")
+            if p.is_file() and not p.name.startswith(".")
+        }
         assert len(list(images.glob("process-*"))) == n
         assert np.array_equal(store["259.png"], codebook().encode(torch.from_numpy(depth(359))[None, None])[0].numpy())
     assert found[1] == found[2] and len(found[1]) == 7
