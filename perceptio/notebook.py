@@ -11,7 +11,6 @@ __all__ = ['log', 'INJECTED', 'HOW_TO_GIVE', 'package_dir', 'checkout', 'project
 import ast
 import difflib
 import functools
-import importlib.util
 import logging
 import math
 import multiprocessing.util
@@ -20,10 +19,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import perceptio
+
 # %% ../nbs/00_notebook.ipynb #79004a96
 def package_dir() -> Path:
     "The folder of the package whose code runs."
-    return Path(importlib.util.find_spec("perceptio").origin).resolve().parent
+    return Path(perceptio.__file__).resolve().parent
 
 
 def _is_checkout(folder):
