@@ -15,6 +15,7 @@ import pickletools
 import re
 import stat
 import struct
+import tokenize
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ def check_regular(
 
 # %% ../nbs/00a_foreign.ipynb #c553e02d
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
-BROKEN = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError, MemoryError, RuntimeError, AssertionError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error)  # what readers raise for broken content
+BROKEN = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError, MemoryError, RuntimeError, AssertionError, pickle.UnpicklingError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)  # what readers raise for broken content
 ORIENTATION = 0x0112  # in EXIF: 1 = upright, 2 to 8 = turned or mirrored
 
 
@@ -159,8 +160,8 @@ def check_pickle(
         tuples += op.name in _TUPLES
         if op.name in ("PUT", "LONG_BINPUT") and (place := _number(op, data[start:end])) > len(data):
             raise ValueError(f"it numbers an object {place}, and has {len(data)} bytes")
-    if tuples > MOST_TUPLES and (deep := _deepest(data, at)) > MOST_TUPLES:
-        raise ValueError(f"it holds tuples within tuples, {deep} deep")
+    if tuples > MOST_TUPLES and _deepest(data, at) > MOST_TUPLES:
+        raise ValueError(f"it holds tuples within tuples, more than {MOST_TUPLES} deep")
     return end
 
 
@@ -169,7 +170,7 @@ def _number(op, argument):
 
 
 def _deepest(data, at):
-    "How deep tuples lie within tuples: each value on the stack stands as its depth."
+    "How deep tuples lie within tuples, up to the first that is too deep: each value on the stack stands as its depth."
     stack, marks, memo, deepest = [], [], {}, 0
     for op, start, end in _program(data, at):
         if op.name == "MARK":
@@ -181,10 +182,13 @@ def _deepest(data, at):
         taken, before = [], len(op.stack_before)
         if pickletools.stackslice in op.stack_before:
             cut, before = marks.pop() if marks else 0, op.stack_before.index(pickletools.markobject)
-            taken, stack = stack[cut:], stack[:cut]
+            taken = stack[cut:]
+            del stack[cut:]
         cut = max(len(stack) - before, 0)
-        taken, stack = taken + stack[cut:], stack[:cut]
+        taken += stack[cut:]
+        del stack[cut:]
         depth = memo.get(_number(op, data[start:end]), 0) if "GET" in op.name else max(taken, default=0) + (op.name in _TUPLES)
         stack += [depth] * len(op.stack_after)
-        deepest = max(deepest, depth)
+        if (deepest := max(deepest, depth)) > MOST_TUPLES:
+            break
     return deepest

@@ -13,6 +13,12 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))
 MODULES = sorted(p for p in (ROOT / "perceptio").glob("*.py") if not p.name.startswith("_"))
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fuzz-cases", type=int, default=0, help="hostile files that tests/fuzz makes; 0 = its own number"
+    )
+
+
 def cells(path):
     return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
