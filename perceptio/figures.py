@@ -157,10 +157,10 @@ def validation_scenes(settings: Settings) -> SceneStore:
 
 def open_run(
     size: str,  # "smoke": an untrained checkpoint is made where there is none
-    run: str = "",  # a folder below runs/; "" = the size
+    run: str = "",  # a folder below runs/; "" = the size, "untrained" for smoke
 ) -> tuple[Perceptio, SceneStore, dict]:  # model, validation scenes, the run's record
     "What a figure is made from."
-    run = run or size
+    run = run or ("untrained" if size == "smoke" else size)
     if size == "smoke":
         untrained_run(run)
     predictor = Perceptio.from_pretrained(run_dir(run))
