@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from damage import TEXTS, change, odd, spelt
 from harness import Wrong, door, naming
-from mutants import TEXTS, change, odd, spelt
 from PIL import Image
 
 from perceptio.ade20k import aurora_rows

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from damage import ODD, TEXTS, change, spelt, torn
 from harness import Wrong, door, naming
-from mutants import ODD, TEXTS, change, spelt, torn
 from papermill.translators import PythonTranslator
 from safetensors.torch import load_file, save
 

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from damage import NAMES, TEXTS, change, odd, torn
 from harness import Wrong, door, naming
-from mutants import NAMES, TEXTS, change, odd, torn
 from PIL import Image
 
 from perceptio.backbone import check_image

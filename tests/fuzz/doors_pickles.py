@@ -6,8 +6,8 @@ import zipfile
 from functools import cache
 
 import torch
+from damage import change, torn
 from harness import Wrong, door, naming
-from mutants import change, torn
 
 from perceptio.codebook import DepthCodebook
 from perceptio.refcoco import read_plain_pickle, read_refs
