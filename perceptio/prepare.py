@@ -26,7 +26,7 @@ from .curation import Curation, held_out_images, read_sentences
 from .depth_benchmarks import hardblink_folder
 from .depth_store import Depth, DepthStore, find_depth, write_depth
 from .depth_teacher import fingerprint
-from .files import hash_files, read_json, write_json
+from .files import hash_files, lock, read_json, write_json
 from .foreign import BROKEN
 from .grounded import GCG_EXPECTED, find_gcg, gcg_rows
 from .instruct import LLAVA_EXPECTED, find_llava, llava_rows
@@ -286,14 +286,15 @@ def prepare_sources(
     sets = [name for name in ("refcoco", "refcoco+", "refcocog") if name in found] if depth else []
     steps |= {"depth of refcoco": lambda job, _: refcoco_depth(job)[1]} if sets else {}
     steps |= {f"joint of {name}": lambda job, told: prepare_joint(job, told.removeprefix("joint of ")) for name in sets}
-    _tell(job.out, {}, steps)  # from here on nothing of an earlier preparation is used
-    for name, step in steps.items():
-        progress(name)
-        try:
-            done[name] = dict(not_prepared="", rows=rows_folder(name), reports=step(job, name))
-        except BROKEN as error:  # whatever a file of one source does, the others are read
-            done[name] = dict(not_prepared=_why(name, error), rows="", reports=[])
-        _tell(job.out, done, steps)
+    with lock(job.out, f"the preparation of {job.out}"):
+        _tell(job.out, {}, steps)  # from here on nothing of an earlier preparation is used
+        for name, step in steps.items():
+            progress(name)
+            try:
+                done[name] = dict(not_prepared="", rows=rows_folder(name), reports=step(job, name))
+            except BROKEN as error:  # whatever a file of one source does, the others are read
+                done[name] = dict(not_prepared=_why(name, error), rows="", reports=[])
+            _tell(job.out, done, steps)
     return open_sources(out), [r for what in done.values() for r in what["reports"]]
 
 
