@@ -23,7 +23,7 @@ from .model import build_model
 from .notebook import home_dir, in_test, run_dir
 from .record import Run, read_result, result_files, write_result
 from .settings import ABLATIONS, Settings
-from .suite import evaluate_world, summary
+from .suite import measurements, summary, timed_parts
 from .training import begin_run, prepare_scenes, run_codebook, train_run
 
 # %% ../nbs/47_ablation.ipynb #10c40689
@@ -74,7 +74,7 @@ def run_ablation(
     train_run(settings, name, curve_points=0, prepared=(codes if settings.use_depth else None, cache if settings.use_seg else None))
     val, codebook = {"val": stores["val"]}, run_codebook(settings, name, None)
     started = time.perf_counter()
-    results = evaluate_world(Perceptio.from_pretrained(run_dir(name)), val, settings, codebook, scenes, markers, quick=True)
+    results = timed_parts(measurements(Perceptio.from_pretrained(run_dir(name)), val, settings, codebook, scenes, markers, quick=True))
     measured = {row["measured"]: dict(value=row["ours"], n=row["n"]) for row in summary(results).to_dict("records")}
     with Run.reopen(run_dir(name)) as run:
         run.finish(**{k: v["value"] for k, v in measured.items()})

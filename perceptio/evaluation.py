@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Output', 'Predictor', 'ask', 'predict', 'Scripted', 'FunctionPredictor', 'Answered', 'Shared', 'scene_rng',
-           'SceneQuery', 'numbered_scenes', 'text_queries', 'res_queries', 'evaluate_res']
+           'SceneQuery', 'numbered_scenes', 'text_queries', 'res_queries', 'score_masks', 'evaluate_res']
 
 # %% ../nbs/41_evaluation.ipynb #a0c40eae
 from collections.abc import Callable, Iterable, Iterator
@@ -186,6 +186,24 @@ def res_queries(
     return [q for i, s in numbered_scenes(store, scenes) for q in text_queries(draw(s), i, s)]
 
 # %% ../nbs/41_evaluation.ipynb #1b1e691d
+def score_masks(
+    score: RefSegMetrics,  # is given every answer
+    predictor: Predictor,
+    items: Iterable,  # whatever the three functions take
+    to_sample: Callable,  # item -> Sample
+    truth: Callable,  # item -> (H, W) bool
+    facts: Callable,  # item, true mask, output -> key and further fields of the record
+    perceive: str = "seg",
+    batch_size: int = 64,
+    progress: Callable | None = None,
+) -> Iterator[tuple[Any, np.ndarray, Output]]:  # item, true mask, output, in order
+    "Ask for the mask of every item and score it: the part that all evaluations of referring masks share."
+    for item, out in predict(predictor, items, to_sample, perceive, batch_size, progress=progress):
+        true = truth(item)
+        score.update(out.mask, true, **facts(item, true, out))
+        yield item, true, out
+
+
 def _grouped(score, groups):
     "A score for each kind, and for each named group of kinds that has samples."
     parts = score.by("kind")
@@ -214,14 +232,15 @@ def evaluate_res(
     groups = {"attribute+location": ("attribute", "location")} if groups is None else groups
     score, largest, parsed = RefSegMetrics(), RefSegMetrics(), []
     to_sample = lambda q: ask(q.key, store[q.scene].image, question(q.about.text), perceive, q.scene)
-    for q, out in predict(predictor, queries, to_sample, perceive, batch_size, progress=progress):
-        scene, expression = store[q.scene], q.about
-        info = {"kind": expression.kind, "image": q.scene, "text": expression.text, "object": expression.object_id}
-        picked = matched_object(out.mask, scene.ids)
-        score.update(
-            out.mask, scene.mask(expression.object_id), q.key, **info, picked=picked, right=picked == info["object"]
-        )
-        largest.update(largest_object_mask(scene), scene.mask(expression.object_id), q.key, **info)
+    truth = lambda q: store[q.scene].mask(q.about.object_id)
+
+    def facts(q, _true, out=None):
+        known = dict(key=q.key, kind=q.about.kind, image=q.scene, text=q.about.text, object=q.about.object_id)
+        picked = None if out is None else matched_object(out.mask, store[q.scene].ids)
+        return known if out is None else known | dict(picked=picked, right=picked == q.about.object_id)
+
+    for q, true, out in score_masks(score, predictor, queries, to_sample, truth, facts, perceive, batch_size, progress):
+        largest.update(largest_object_mask(store[q.scene]), true, **facts(q, true))
         parsed.append(out.parsed)
     rng, right = np.random.default_rng(seed), sum(r["right"] for r in score.records)
     parts, n = _grouped(score, groups), len(score.records)

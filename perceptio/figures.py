@@ -9,7 +9,6 @@ __all__ = ['INK', 'mask_picture', 'depth_picture', 'depth_over', 'figures_dir', 
 
 # %% ../nbs/51_figures.ipynb #f01d08a2
 import io
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,11 +260,7 @@ def readable(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def said(
-    case: Case,
-    limit: int = 150,  # characters; a longer text ends in the number of its words
-) -> str:
+def said(case: Case) -> str:
     "All that the model wrote, in the order of Eq. 1; the depth codes are left out."
     parts = ["[SEG]"] * (case.mask is not None) + ["<d_start>…<d_end>"] * (case.depth is not None)
-    text = " ".join([*parts, readable(case.answer)]).strip() or "(nothing)"
-    return textwrap.shorten(text, limit, placeholder=f" … ({len(text.split())} words)")
+    return " ".join([*parts, readable(case.answer)]).strip() or "(nothing)"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .evaluation import ask, predict
+from .evaluation import ask, score_masks
 from .generation import Perceptio, find_checkpoint
 from .metrics import RefSegMetrics
 from .notebook import run_dir
@@ -77,11 +77,10 @@ def score_expressions(
     if not asked:
         raise ValueError(f"none of {len(rows)} rows has an expression: hold out rows with one to score masks")
     to_sample = lambda item: ask(item[0]["key"], read_image(find_image(Path(images), item[0]["image"])), question.format(item[1]), "seg")  # noqa: E731
-    score, seen = RefSegMetrics(), []
-    for (row, text, thing), out in predict(predictor, asked, to_sample, "seg", batch_size):
-        true = decode_mask(thing["mask"], *row["size"])
-        score.update(out.mask, true, f"{row['key']}/{text}", image=row["image"], text=text)
-        seen.append((row, text, true, out))
+    truth = lambda item: decode_mask(item[2]["mask"], *item[0]["size"])  # noqa: E731
+    facts = lambda item, _true, _out: dict(key=f"{item[0]['key']}/{item[1]}", image=item[0]["image"], text=item[1])  # noqa: E731
+    score = RefSegMetrics()
+    seen = [(row, text, true, out) for (row, text, _), true, out in score_masks(score, predictor, asked, to_sample, truth, facts, batch_size=batch_size)]
     return score, seen
 
 # %% ../nbs/46_finetuning.ipynb #da7a088b

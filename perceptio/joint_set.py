@@ -16,6 +16,7 @@ from pathlib import Path
 from .curation import Curation, Funnel, curate, row_origin
 from .depth_cache import DepthTokens, refuse_other
 from .files import atomic, hash_file, write_atomically, write_json
+from .markup import markdown_table, markdown_text
 from .refcoco import REF_SPLITS, USUAL
 
 # %% ../nbs/26d_joint_set.ipynb #b77ef851
@@ -154,14 +155,7 @@ Sentences in the file: {sentences_in_file}.
 
 
 def _lines(pairs):
-    return "\n".join(f"- {name}: {value}" for name, value in pairs)
-
-
-def _markdown(records):
-    "A table of markdown."
-    cell = lambda value: str(value).replace("|", "\\|")  # noqa: E731
-    lines = [list(records[0]), ["---"] * len(records[0]), *([cell(v) for v in r.values()] for r in records)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in pairs)
 
 
 def data_card(
@@ -175,7 +169,7 @@ def data_card(
     tokens = f"{facts['depth_tokens']} of them" if facts["depth_tokens"] else "not in this file, filled in at reading"
     hashes = facts["hashes"] | {f"depth tokens, {k}": v for k, v in facts["depth_meta"].items() if k in ("teacher", "codebook", "keys", "sha256")}
     return CARD.format(
-        **{k: facts[k] for k in ("source", "found", "used", "published_images", "sentences_in_file")}, tokens=tokens, leaks=leaks, filters=_markdown(facts["filters"]), origins=_lines(facts["origins"].items()),
+        **{k: facts[k] for k in ("source", "found", "used", "published_images", "sentences_in_file")}, tokens=tokens, leaks=leaks, filters=markdown_table(list(facts["filters"][0]), [r.values() for r in facts["filters"]]), origins=_lines(facts["origins"].items()),
         depth_words=" and decoded depth" if facts["depth_words"] else "", rules=_lines(facts["rules"].items()), licences=_lines(facts["licences"].items()), hashes=_lines((k, v) for k, v in hashes.items() if v),
     )  # fmt: skip
 

@@ -6,7 +6,7 @@
 __all__ = ['CELL', 'OPERATORS', 'FUNCTIONS', 'HOLDS', 'FAILS', 'OPEN', 'COMPARISONS', 'AUDIT_COLUMNS', 'paper_file', 'reported',
            'known', 'table', 'value', 'decimals', 'half', 'row_matches', 'cells', 'arithmetic', 'evaluate', 'Claim',
            'related', 'reach', 'check', 'audit', 'shown', 'audit_table', 'counts', 'hardblink_counts', 'best_in_column',
-           'cost_per_answer', 'markdown_table', 'audit_markdown']
+           'cost_per_answer', 'frame_markdown', 'audit_markdown']
 
 # %% ../nbs/50_paper.ipynb #483f35b1
 import ast
@@ -24,6 +24,7 @@ import pandas as pd
 
 from .depth_benchmarks import HARDBLINK_QUESTIONS
 from .intervals import mean_interval, wilson
+from .markup import markdown_table
 from .notebook import did_you_mean, project_root
 
 # %% ../nbs/50_paper.ipynb #8cf20406
@@ -303,15 +304,12 @@ def cost_per_answer(
 AUDIT_COLUMNS = ("statement", "computed from", "computed", "relation", "printed", "verdict", "note")
 
 
-def markdown_table(
+def frame_markdown(
     frame: pd.DataFrame,
     columns: tuple[str, ...],  # which of its columns
 ) -> str:
     "A DataFrame as a Markdown table."
-    show = lambda c, x: f"`{x}`" if x and c == "computed from" else str(x)
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(show(c, row[c]) for c in columns) + " |" for row in frame.to_dict("records")]
-    return "\n".join(lines)
+    return markdown_table(columns, frame[list(columns)].itertuples(index=False), code={k for k, c in enumerate(columns) if c == "computed from"})
 
 
 def audit_markdown(
@@ -327,9 +325,9 @@ def audit_markdown(
     parts = ["# The paper's statements, computed from the numbers it prints", f"{paper['source']}. Written by `nbs/audit.ipynb`; formulas and cells are in "
              "`data/paper/reported_results.json`. A statement holds if the computed number, rounded to the printed digits, is the printed one, or stands in "
              "the relation that the statement names. Other readings and our own checks are listed, but not counted.",
-             markdown_table(totals, tuple(totals.columns)), "## What does not hold",
+             frame_markdown(totals, tuple(totals.columns)), "## What does not hold",
              "`rounding`: numbers that round to the printed cells exist for which the statement would hold.",
-             markdown_table(failed, ("where", *AUDIT_COLUMNS[:5], "rounding"))]  # fmt: skip
+             frame_markdown(failed, ("where", *AUDIT_COLUMNS[:5], "rounding"))]  # fmt: skip
     for where, rows in frame.groupby("where", sort=False):
-        parts += [f"## {where}", markdown_table(rows, AUDIT_COLUMNS)]
+        parts += [f"## {where}", frame_markdown(rows, AUDIT_COLUMNS)]
     return "\n\n".join(parts) + "\n"

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .evaluation import Predictor, ask, predict
+from .evaluation import Predictor, ask, score_masks
 from .files import hash_files
 from .metrics import RefSegMetrics, overlap, span_rates
 from .refcoco import RefQuery, find_refcoco, refcoco_queries, refcoco_report
@@ -86,15 +86,15 @@ def evaluate_refcoco(
     progress: Callable | None = None,
 ) -> dict:
     "cIoU, gIoU and Pr@t on the sentences of one split, in every protocol."
-    records, parsed, score = [], [], RefSegMetrics()
+    score = RefSegMetrics()
     to_sample = lambda q: ask(q.key, _photograph(q.image), question.format(q.text), perceive)  # noqa: E731
-    for q, out in predict(predictor, queries, to_sample, perceive, batch_size, progress=progress):
-        true, summed = q.mask(), replace(q, overlap="sa2va_sum").mask()
-        score.update(out.mask, true, q.key, image=q.image.name, text=q.text, sentence=int(q.key.rsplit("/", 1)[1]),
-                     sa2va_sum=overlap(out.mask, summed), area=int(true.sum()), pixels=true.size)  # fmt: skip
-        parsed.append(out.parsed)
-    records = score.records
-    values = refcoco_values(records, seed)
+    def facts(q, true, out):
+        summed = overlap(out.mask, replace(q, overlap="sa2va_sum").mask())
+        return dict(key=q.key, image=q.image.name, text=q.text, sentence=int(q.key.rsplit("/", 1)[1]), sa2va_sum=summed, area=int(true.sum()), pixels=true.size)
+
+    found = score_masks(score, predictor, queries, to_sample, RefQuery.mask, facts, perceive, batch_size, progress)
+    parsed = [out.parsed for _, _, out in found]
+    values = refcoco_values(score.records, seed)
     return values | {"metrics": values["metrics"] | {"spans": span_rates(parsed, perceive)}}
 
 

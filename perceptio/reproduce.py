@@ -17,6 +17,7 @@ import pandas as pd
 
 from .ablation import run_name
 from .files import write_atomically
+from .markup import markdown_table
 from .mixture import world, world_hash
 from .notebook import home_dir, in_test, project_root, run_dir
 from .record import git, read_result
@@ -159,7 +160,7 @@ def page(
     for name, title in more.items():
         lines += [f"## {title}", "", f"![{title}]({name})", ""] if (folder / name).is_file() else []
     lines += ["## The paper's own numbers", "", "[audit](audit.md)" if (folder / "audit.md").is_file() else "not written", ""]
-    lines += ["## Steps", "", "| step | state |", "| --- | --- |", *(f"| {r.step} | {r.state} |" for r in states.itertuples()), ""]
+    lines += ["## Steps", "", markdown_table(["step", "state"], states[["step", "state"]].itertuples(index=False)), ""]
     return "\n".join(lines)
 
 # %% ../nbs/53_reproduce.ipynb #53a10002

@@ -14,6 +14,7 @@ import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from .markup import markdown_table
 from .notebook import check_type, did_you_mean, in_test, package_dir, project_root, say_once
 
 # %% ../nbs/00_settings.ipynb #ec2d88df
@@ -350,9 +351,8 @@ def settings_table(
 ) -> str:  # Markdown
     "Settings side by side."
     heads = [s.size if s.ablation == "full" else f"{s.size} {s.ablation}" for s in columns]
-    rows = [[f"`{f.name}`", *(str(getattr(s, f.name)) for s in columns)] for f in fields(Settings)]
-    rule = ["---"] * (1 + len(columns))
-    return "\n".join("| " + " | ".join(row) + " |" for row in [["setting", *heads], rule, *rows])
+    rows = [[f.name, *(getattr(s, f.name) for s in columns)] for f in fields(Settings)]
+    return markdown_table(["setting", *heads], rows, code={0})
 
 # %% ../nbs/00_settings.ipynb #5f0e9b1c
 def parse_overrides(

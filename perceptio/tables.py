@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['QUOTED', 'NOT_RUN', 'NONE', 'PAPER_COLUMNS', 'OTHER_NAMES', 'ROW_RUNS', 'TITLES', 'MARKED_MEASURES', 'MASK_MEASURES',
-           'QUESTION_MEASURES', 'Cell', 'Table', 'latex', 'measured_cell', 'origin_note', 'quoted', 'paper_table',
-           'world_table', 'ablation_rows', 'write_tables']
+           'QUESTION_MEASURES', 'Cell', 'Table', 'measured_cell', 'origin_note', 'quoted', 'paper_table', 'world_table',
+           'ablation_rows', 'write_tables']
 
 # %% ../nbs/52_tables.ipynb #e4266935
-import html
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from .ablation import ROWS, ablation_table
 from .benchmark_results import BENCHMARK_PARTS
 from .benchmarks import BENCHMARKS
 from .files import write_atomically
+from .markup import MATHLESS, html_text, latex_text, markdown_text
 from .notebook import run_dir
 from .paper import table
 from .record import code_name, read_result
@@ -67,36 +67,29 @@ class Table:
     def markdown(self) -> str:
         "As Markdown."
         mark = {"measured": "**{}**", "difference": "*{}*", "not run": "*{}*"}
-        lines = [f"| | {' | '.join(self.columns)} |", "| --- " * (len(self.columns) + 1) + "|"]
-        lines += [f"| {name} | {' | '.join(mark.get(c.kind, '{}').format(c.text()) for c in cells)} |" for name, cells in self.rows]
-        return "\n".join([f"**{self.title}**", "", *lines, "", *(f"- {note}" for note in self.notes)]) + "\n"
+        lines = [f"| | {' | '.join(markdown_text(c, cell=True) for c in self.columns)} |", "| --- " * (len(self.columns) + 1) + "|"]
+        lines += [f"| {markdown_text(name, cell=True)} | {' | '.join(mark.get(c.kind, '{}').format(c.text()) for c in cells)} |" for name, cells in self.rows]
+        return "\n".join([f"**{markdown_text(self.title)}**", "", *lines, "", *(f"- {markdown_text(note)}" for note in self.notes)]) + "\n"
 
     def latex(self) -> str:
         "As a LaTeX table for booktabs."
         mark = {"measured": r"\textbf{{{}}}", "difference": r"\textit{{{}}}", "not run": r"\textit{{{}}}"}
-        lines = [" & ".join([latex(name), *(mark.get(c.kind, "{}").format(latex(c.text())) for c in cells)]) + r" \\" for name, cells in self.rows]
-        head = " & ".join(["", *map(latex, self.columns)]) + r" \\"
-        body = [r"\begin{table}", r"\centering\small", rf"\caption{{{latex(' '.join([self.title + '.', *self.notes]))}}}", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule"]
+        lines = [" & ".join([latex_text(name), *(mark.get(c.kind, "{}").format(latex_text(c.text())) for c in cells)]) + r" \\" for name, cells in self.rows]
+        head = " & ".join(["", *map(latex_text, self.columns)]) + r" \\"
+        body = [r"\begin{table}", r"\centering\small", rf"\caption{{{latex_text(' '.join([self.title + '.', *self.notes]))}}}", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\toprule"]
         return "\n".join([*body, head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
     def html(self) -> str:
         "As HTML, coloured by kind."
         style = {"quoted": "color:#555", "measured": "font-weight:bold;color:#46327e", "difference": "font-style:italic;color:#8a5a00", "not run": "font-style:italic;color:#aaa", "none": ""}
-        cell = lambda c: f'<td style="text-align:right;white-space:nowrap;padding:2px 8px;{style[c.kind]}">{html.escape(c.text())}</td>'
-        head = "".join(f'<th style="text-align:right;padding:2px 8px">{html.escape(c)}</th>' for c in ["", *self.columns])
-        rows = "".join(f'<tr><td style="text-align:left;white-space:nowrap;padding:2px 8px">{html.escape(name)}</td>{"".join(map(cell, cells))}</tr>\n' for name, cells in self.rows)
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
-        return f'<table style="border-collapse:collapse;font-size:90%"><caption style="text-align:left;font-weight:bold">{html.escape(self.title)}</caption><tr>{head}</tr>\n{rows}</table><ul style="font-size:85%">{notes}</ul>\n'
+        cell = lambda c: f'<td style="text-align:right;white-space:nowrap;padding:2px 8px;{style[c.kind]}">{html_text(c.text())}</td>'
+        head = "".join(f'<th style="text-align:right;padding:2px 8px">{html_text(c)}</th>' for c in ["", *self.columns])
+        rows = "".join(f'<tr><td style="text-align:left;white-space:nowrap;padding:2px 8px">{html_text(name)}</td>{"".join(map(cell, cells))}</tr>\n' for name, cells in self.rows)
+        notes = "".join(f"<li>{html_text(note)}</li>" for note in self.notes)
+        return f'<table class="{MATHLESS}" style="border-collapse:collapse;font-size:90%"><caption style="text-align:left;font-weight:bold">{html_text(self.title)}</caption><tr>{head}</tr>\n{rows}</table><ul style="font-size:85%">{notes}</ul>\n'
 
     def _repr_html_(self) -> str:
         return self.html()
-
-
-def latex(text: str) -> str:
-    "Text with LaTeX's special characters escaped."
-    for sign in "\\&%$#_{}":
-        text = text.replace(sign, {"\\": r"\textbackslash "}.get(sign, "\\" + sign))
-    return text.replace("–", "--").replace("×", r"$\times$")
 
 # %% ../nbs/52_tables.ipynb #be6970ae
 PAPER_COLUMNS = {  # column of the paper -> (result, metric in it, factor to the paper's unit)
