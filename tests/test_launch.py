@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -67,7 +68,15 @@ class KeepGradients(TrainerCallback):
             }
 
 
-def steps(folder, counted, **settings):
+class Steep(TrainerCallback):
+    "In the second step the gradient of the second process is infinite, though its loss is not."
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 1 and args.process_index == 1:
+            next(p for p in model.parameters() if p.requires_grad).register_hook(lambda gradient: gradient + torch.inf)
+
+
+def steps(folder, counted, more=(), **settings):
     "Two optimiser steps over `samples`; from the first process its log and the gradients of the first step, in a file."
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -87,7 +96,7 @@ def steps(folder, counted, **settings):
     )
     count = (lambda batch: step_counts(batch, model.vocab)) if counted else None
     trainer = PerceptioTrainer(
-        model, arguments, train_dataset=samples(), data_collator=collate, count=count, callbacks=[keep]
+        model, arguments, train_dataset=samples(), data_collator=collate, count=count, callbacks=[keep, *more]
     )
     trainer.train()
     if trainer.args.process_index == 0:
@@ -285,10 +294,24 @@ def test_two_machines_meet():
     assert [m.communicate(timeout=120)[0].strip() for m in machines] == ["0", "1"]
 
 
-def test_a_failure_names_the_process():
+def steep_steps(folder, **settings):
+    "Two steps, the second of which goes wrong in the second process; what each process says, in a file."
+    try:
+        steps(folder, True, [Steep()], **settings)
+    except FloatingPointError as error:
+        (Path(folder) / f"said-{dist.get_rank()}.txt").write_text(str(error))
+        raise
+
+
+def test_an_infinite_gradient_in_one_process_stops_both(tmp_path):
+    "And a failure names the process. The samples of the second step are those of both."
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(RuntimeError, match=r"process \d of 2 failed: ValueError: there is no run 'nowhere'"):
-        launch(train_run, Settings.load("smoke"), "nowhere", processes=2)
+    said = "the gradient of step 2 has the norm (inf|nan), though the loss is finite: the optimiser has not moved. Its samples are "
+    names = re.escape("['seen', 'marked', 'two', 'text']")
+    with pytest.raises(RuntimeError, match=rf"process \d of 2 failed: FloatingPointError: {said}{names}"):
+        launch(steep_steps, str(tmp_path), batch_size=4, processes=2, **LORA)
+    for process in (0, 1):
+        assert re.match(said + names, (tmp_path / f"said-{process}.txt").read_text())
     assert signal.getsignal(signal.SIGTERM) == before
 
 
