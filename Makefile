@@ -49,7 +49,7 @@ test: export CUDA_VISIBLE_DEVICES =
 test: export MPLBACKEND = agg
 test: export OMP_NUM_THREADS = 1
 test: install
-	$(BIN)/nbdev_test && $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile
+	$(BIN)/nbdev_test && $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 mutants: export HF_HUB_OFFLINE = 1
 mutants: export CUDA_VISIBLE_DEVICES =

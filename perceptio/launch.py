@@ -75,8 +75,9 @@ def _end_with(launcher):
 
 
 @record  # what it raises reaches the launcher
-def _child(function, args, kwargs, environ):
+def _child(function, args, kwargs, environ, method):
     "What each started process does."
+    multiprocessing.set_start_method(method, force=True)  # else what it starts, the readers of data, begin as it did itself: with all imports
     own = {name: value for name, value in os.environ.items() if name.startswith(LAUNCHERS)}
     os.environ.clear()  # a server's is as old as its first launch
     os.environ.update(environ | own)
@@ -108,14 +109,14 @@ def launch(
     multiprocessing.set_forkserver_preload(SLOW)
     config = LaunchConfig(
         min_nodes=where.nodes, max_nodes=where.nodes, nproc_per_node=processes, run_id="perceptio", max_restarts=0,
-        start_method="spawn" if torch.cuda.is_available() else "forkserver",
+        start_method="spawn" if torch.cuda.is_available() or processes == 1 else "forkserver",
         rdzv_backend="c10d" if alone else "static", rdzv_endpoint=f"{where.address}:{where.port}",
         rdzv_configs={} if alone else dict(rank=where.node, timeout=patience),
     )  # fmt: skip
     handlers = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)}  # the launcher leaves its own behind
     os.environ |= {"PERCEPTIO_SCRATCH": str(scratch_dir())} if in_test() else {}  # under test all write to one place
     try:
-        returned = elastic_launch(config, _child)(function, args, kwargs, dict(os.environ))  # by rank
+        returned = elastic_launch(config, _child)(function, args, kwargs, dict(os.environ), multiprocessing.get_start_method())  # by rank
         return returned[min(returned)]
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()

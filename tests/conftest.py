@@ -19,6 +19,15 @@ def pytest_addoption(parser):
     )
 
 
+# One process takes a whole file: those that take longest are begun first, and the last ones end together.
+LONGEST = "launch sequence benchmarks foreign_annotations depth_cache foreign_files papermill portable converter".split()
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 def cells(path):
     return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
