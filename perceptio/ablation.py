@@ -7,7 +7,6 @@ __all__ = ['ROWS', 'run_name', 'is_recorded', 'run_ablation', 'ablate', 'change'
            'ablation_table', 'plot_ablations']
 
 # %% ../nbs/47_ablation.ipynb #4ec4abfb
-import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .codebook_training import ensure_codebook
+from .files import read_json
 from .generation import Perceptio
 from .mixture import world, world_hash
 from .model import build_model
@@ -142,7 +142,7 @@ def ablation_runs(
     rows = []
     for ablation in ROWS:
         for path in result_files(f"{prefix}-{ablation}-s*", own):
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path, "measure again, or restore the file")
             rows += [dict(ablation=ablation, seed=found["seed"], measured=m, value=v["value"], n=v["n"]) for m, v in found["measured"].items()]
     return pd.DataFrame(rows, columns=["ablation", "seed", "measured", "value", "n"])
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from .backbone import image_tokens, normalise
 from .base_tasks import GRID, LETTER_WORDS, BaseTurn, marker_turns, random_markers, scene_turns
 from .chat import STOP, question_text
-from .files import once, write_atomically
+from .files import once, read_json_lines, write_atomically
 from .hardblink import draw_markers
 from .pretrain_vision import cell_owners, marker_cells
 from .scenes import SceneStore
@@ -123,10 +123,10 @@ def load_turns(
         return made()
     cache = Path(cache)
     once(cache, lambda: write_atomically(cache, "\n".join(json.dumps(t) for t in made()) + "\n"), f"questions in {cache.name}")
-    lines = cache.read_text().splitlines()
+    lines = read_json_lines(cache, "delete it, and it is written again", list)
     if len(lines) != len(store):
         raise ValueError(f"{cache.name} holds the questions of {len(lines)} scenes, the store has {len(store)}: delete the file, or name another one")
-    return [[BaseTurn(*t[:3], tuple(t[3]), t[4]) for t in json.loads(line)] for line in lines]
+    return [[BaseTurn(*t[:3], tuple(t[3]), t[4]) for t in line] for line in lines]
 
 # %% ../nbs/32c_base_sequences.ipynb #b8e54445
 def collate(

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from .chat import refuse_reserved
 from .depth_benchmarks import VARIANTS, hardblink_items
 from .evaluation import ask
-from .files import atomic, write_atomically
+from .files import atomic, read_json, read_json_lines, write_atomically
+from .foreign import check_keys
 from .generation import Perceptio
 from .metrics import HardBlinkScore, VqaScore
 from .notebook import in_test
@@ -366,13 +367,20 @@ def lmms_results(output: str | Path) -> dict[str, dict]:  # task -> {"metrics", 
     files = sorted(Path(output).glob("**/*_results.json"))
     if not files:
         raise ValueError(f"no *_results.json below {output}: the run wrote nothing; read what it said")
-    date, found = files[-1].name.removesuffix("_results.json"), {}
-    for task, values in json.loads(files[-1].read_text())["results"].items():
-        metrics = {k.split(",")[0]: v for k, v in values.items() if isinstance(v, int | float) and "_stderr" not in k and "," in k}
-        lines = (files[-1].parent / f"{date}_samples_{task}.jsonl").read_text().splitlines()
-        records = [dict(id=e["doc_id"], target=e["target"], text=e["filtered_resps"]) for e in sorted(map(json.loads, lines), key=lambda e: e["doc_id"])]
-        found[task] = dict(metrics=metrics, n=len(records), records=records)
-    return found
+    date, remedy = files[-1].name.removesuffix("_results.json"), "run the benchmarks again"
+    written = read_json(files[-1], remedy)
+    check_keys(written, dict(results=dict), str(files[-1]), remedy)
+    return {task: _task_results(files[-1].parent / f"{date}_samples_{task}.jsonl", task, values, remedy) for task, values in written["results"].items()}
+
+
+def _task_results(path, task, values, remedy):
+    check_keys(values, {}, f"{path.parent}: results of {task}", remedy)
+    metrics = {k.split(",")[0]: v for k, v in values.items() if isinstance(v, int | float) and "_stderr" not in k and "," in k}
+    for number, entry in enumerate(entries := read_json_lines(path, remedy), 1):
+        if type(entry.get("doc_id")) is not int or "target" not in entry or "filtered_resps" not in entry:
+            raise ValueError(f"{path}, line {number} lacks a whole number doc_id, target or filtered_resps: {remedy}")
+    records = [dict(id=e["doc_id"], target=e["target"], text=e["filtered_resps"]) for e in sorted(entries, key=lambda e: e["doc_id"])]
+    return dict(metrics=metrics, n=len(records), records=records)
 
 
 def column(

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .codebook import DepthCodebook, load_codebook, save_codebook
-from .files import lock, once, sweep
+from .codebook import REDO_CODEBOOK, DepthCodebook, load_codebook, save_codebook
+from .files import lock, once, read_json, sweep
+from .foreign import check_keys
 from .vqvae import perplexity
-from .weights import load_tensors, open_weights, write_weights
+from .weights import load_tensors, read_state, write_weights
 
 # %% ../nbs/11b_codebook_training.ipynb #10d2837f
 def draw_batches(
@@ -111,8 +112,10 @@ def save_training(
 
 def read_training(file: str | Path) -> tuple[dict[str, Tensor], dict]:  # tensors, numbers
     "What a state of training holds."
-    with open_weights(file, remedy="delete this state of training, which then begins anew") as kept:
-        return {name: kept.get_tensor(name) for name in kept.keys()}, json.loads(kept.metadata()["numbers"])
+    remedy = "delete this state of training, which then begins anew"
+    tensors, numbers = read_state(file, "numbers", remedy)
+    check_keys(numbers, dict(history=list, lr=float, schedule=dict, config=dict), str(file), remedy)
+    return tensors, numbers
 
 
 def load_training(file: str | Path, codebook, optimizer, schedule, generator) -> list[dict]:  # one record per step done
@@ -220,10 +223,11 @@ def ensure_codebook(
     "The codebook in `folder` if it is the one of these settings; trained and saved there if the folder has none."
     folder = Path(folder)
     once(folder, lambda: _fit(settings, store, folder, progress, device), _named(folder), sign="codebook.json")
-    notes = json.loads((folder / "codebook.json").read_text())["notes"]
+    found = load_codebook(folder)
+    notes = read_json(folder / "codebook.json", REDO_CODEBOOK).get("notes") or {}
     differs = {k: (notes.get(k), v) for k, v in codebook_spec(settings, store).items() if notes.get(k) != v}
     if differs:
         raise ValueError(
             f"{folder} holds another codebook, (found, wanted): {differs}; name another folder or delete this one"
         )
-    return load_codebook(folder)
+    return found

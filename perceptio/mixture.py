@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .codebook import DepthCodebook
-from .files import hash_files, once, write_atomically
+from .files import hash_files, once, read_json_lines, write_atomically
 from .hardblink import CLOSEST_QUESTION, LETTERS, PointPool, draw_markers, marked_question
 from .notebook import data_dir
 from .questions import attribute_sentence, caption, expressions, vqa
@@ -128,7 +128,10 @@ def load_tasks(
     "The tasks of a split, written beside it the first time."
     file = Path(store.path) / f"tasks-{seed}.jsonl"
     once(file, lambda: _write_tasks(file, store, seed, workers, progress), f"{file.name} of split {file.parent.name!r}")
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    tasks = read_json_lines(file, remedy := "delete it, and it is written again")
+    if len(tasks) != len(store):
+        raise ValueError(f"{file} has the tasks of {len(tasks)} scenes, the split has {len(store)}: {remedy}")
+    return tasks
 
 
 def _write_tasks(file, store, seed, workers, progress):

@@ -11,7 +11,6 @@ __all__ = ['CELL', 'OPERATORS', 'FUNCTIONS', 'HOLDS', 'FAILS', 'OPEN', 'COMPARIS
 # %% ../nbs/50_paper.ipynb #483f35b1
 import ast
 import copy
-import json
 import math
 import operator
 import re
@@ -23,6 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 from .depth_benchmarks import HARDBLINK_QUESTIONS
+from .files import read_json
 from .intervals import mean_interval, wilson
 from .markup import markdown_table
 from .notebook import did_you_mean, project_root
@@ -36,7 +36,7 @@ def paper_file() -> Path:
 
 def reported() -> dict:  # "source", "note", "tables": name -> columns, rows, ...; "claims": list
     "Everything that `reported_results.json` holds."
-    return json.loads(paper_file().read_text(encoding="utf-8"))
+    return read_json(paper_file(), "restore the file")
 
 
 def known(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['REF', 'PARTS_TO_FIND', 'SOURCE_READERS', 'LEFT', 'Part', 'find_own', 'find_aurora', 'check_data', 'Job', 'Reader',
            'read_refcoco', 'read_llava', 'read_grounded', 'read_own', 'read_ade20k', 'same_codebook', 'read_aurora',
-           'aurora_file_rows', 'decode_codes', 'prepare_source', 'refcoco_depth', 'prepare_joint', 'joint_report',
-           'prepare_sources', 'rows_folder', 'prepared_folders', 'open_sources', 'rows_hash', 'rows_dir',
-           'prepared_table']
+           'aurora_file_rows', 'decode_codes', 'read_source', 'prepare_source', 'refcoco_depth', 'prepare_joint',
+           'joint_report', 'prepare_sources', 'rows_folder', 'prepared_folders', 'open_sources', 'rows_hash',
+           'rows_dir', 'prepared_table']
 
 # %% ../nbs/28_prepare.ipynb #9fdf9e10
 import hashlib
@@ -27,7 +27,7 @@ from .depth_benchmarks import hardblink_folder
 from .depth_store import Depth, DepthStore, find_depth, write_depth
 from .depth_teacher import fingerprint
 from .files import hash_files, lock, read_json, write_json
-from .foreign import BROKEN
+from .foreign import BROKEN, check_keys
 from .grounded import GCG_EXPECTED, find_gcg, gcg_rows
 from .instruct import LLAVA_EXPECTED, find_llava, llava_rows
 from .joint_set import read_joint, write_joint
@@ -219,6 +219,15 @@ SOURCE_READERS = {  # download -> reader
 }  # fmt: skip
 
 # %% ../nbs/28_prepare.ipynb #26300abb
+def read_source(folder: Path) -> dict:  # part, images (a folder), depth (folders of depth tokens)
+    "What source.json says about the rows of a folder."
+    told = read_json(path := folder / "source.json", REDO_ROWS)
+    check_keys(told, dict(part=str, images=str, depth=list), str(path), REDO_ROWS)
+    if not all(isinstance(store, str) for store in told["depth"]):
+        raise ValueError(f"{path} has depth = {str(told['depth'])[:80]}, where names of folders belong: {REDO_ROWS}")
+    return told
+
+
 def prepare_source(job: Job, name: str) -> list[Report]:
     "Write the rows of one source; raises ValueError when it cannot be prepared."
     folder = job.out / name
@@ -245,7 +254,7 @@ def prepare_joint(job: Job, name: str) -> list[Report]:
     folder = job.out / f"joint-{name}"
     if not (job.out / name / "source.json").is_file():
         raise ValueError(f"the rows of {name} are not prepared")
-    told = read_json(job.out / name / "source.json", REDO_ROWS)
+    told = read_source(job.out / name)
     (folder / "source.json").unlink(missing_ok=True)
     store, codebook = refcoco_depth(job)[0][Path(told["images"])], job.need_depth().codebook
     sentences = read_sentences(job.sentences) if job.sentences else None
@@ -328,6 +337,8 @@ def prepared_folders(
     "Folders that the last preparation wrote; whatever else lies beside them is older."
     report = Path(out) / "data_report.json"
     told = read_json(report, REDO_ROWS) if report.is_file() else {}
+    for name, what in told.items():
+        check_keys(what, dict(rows=(str, type(None))) if "rows" in what else {}, f"{report}, {name}", REDO_ROWS)
     return sorted(Path(out) / what["rows"] for what in told.values() if what.get("rows"))
 
 
@@ -338,7 +349,7 @@ def open_sources(
     "The rows that the last preparation wrote, source by source."
     sources = []
     for folder in prepared_folders(out):
-        told = read_json(folder / "source.json", REDO_ROWS)
+        told = read_source(folder)
         store = DepthStore(told["depth"]) if told["depth"] else None
         if store and codebook:
             store.check(codebook, folder.name)

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .dense_heads import DenseHeads, attention_init, dense_loss, mask_batch
-from .files import write_atomically, write_json
+from .files import read_json_lines, write_atomically, write_json
 from .record import free_run, hold_run, provenance, read_metrics
 from .sam import build_sam2_whole, drop_video_parts, image_features, pyramid_features, save_sam
 from .segmentation import decode_masks, prompt_tokens, trained_parts, upsample
 from .settings import Settings
-from .weights import load_tensors, open_weights, write_weights
+from .weights import load_tensors, read_state, write_weights
 
 # %% ../nbs/31_pretrain_masks.ipynb #9063ffdb
 def prompt_mask_loss(
@@ -175,8 +175,7 @@ class MaskPretrainer:
         path: Path,  # written by `save`
     ) -> None:
         "Continue from a saved state."
-        with open_weights(path) as file:
-            meta, tensors = json.loads(file.metadata()["run"]), {k: file.get_tensor(k) for k in file.keys()}
+        tensors, meta = read_state(path, "run", "delete it, and the training begins anew")
 
         def pick(prefix):
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -214,7 +213,7 @@ def training_card(
     n_val: int,  # scenes held out
 ) -> None:
     "Write out/sam/training.json: where the weights come from, and the held-out scores on the way."
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    lines = read_json_lines(out / "metrics.jsonl", "begin anew in another folder")
     scores = [line for line in lines if "box_ciou" in line]
     facts = dict(steps=lines[-1]["steps"], cpu_seconds=lines[-1]["seconds"], n_train=n_train, n_val=n_val)
     origin = provenance(settings, data_hash)

@@ -7,7 +7,6 @@ __all__ = ['RUN', 'TINY_PARTS', 'README_RUNS', 'Step', 'execute', 'run_steps', '
            'plan', 'page', 'check_clean', 'publish_results', 'publish_figures']
 
 # %% ../nbs/53_reproduce.ipynb #6cb2fd8b
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from .ablation import run_name
-from .files import write_atomically
+from .files import read_json, write_atomically
 from .markup import markdown_table
 from .mixture import world, world_hash
 from .notebook import home_dir, in_test, project_root, run_dir
@@ -182,7 +181,7 @@ def publish_results(
     "Copy the results of runs to data/results/, all of them or none."
     files = {run: sorted((home_dir() / "runs").glob(f"{run}/results/*.json")) for run in runs if run != RUN}
     wrong = [f"run {run!r} has no results" for run, found in files.items() if not found]
-    wrong += [f"{p.stem}: {line}" for found in files.values() for p in found for line in problems(json.loads(p.read_text(encoding="utf-8")), p.stem)]
+    wrong += [f"{p.stem}: {line}" for found in files.values() for p in found for line in problems(read_json(p, "measure again"), p.stem)]
     if wrong:
         raise ValueError(f"nothing was published: {'; '.join(wrong)}")
     folder = (root or project_root()) / "data" / "results"

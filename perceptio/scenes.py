@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from .files import atomic, hash_file, once, sweep, write_atomically
+from .files import atomic, hash_file, once, read_json, read_json_lines, sweep, write_atomically
+from .foreign import BROKEN, check_keys
 from .layout import sample_world
 from .notebook import project_root
 from .shading import render
@@ -137,7 +138,7 @@ def _write_chunk(folder, chunk, split, n, seed, px):
 # %% ../nbs/20_scenes.ipynb #ee659285
 def _refuse_other(says, found, plan):
     "Raise if what is there was made by another plan."
-    if (found := {k: found[k] for k in plan}) != plan:
+    if (found := {k: found.get(k) for k in plan}) != plan:
         raise ValueError(f"{says} {found}, not {plan}: delete it or write elsewhere")
 
 
@@ -145,7 +146,7 @@ def _start(folder, plan):
     "Make the unfinished folder, or check that the one found belongs to the same plan."
     for kept in (folder / "meta.json", folder / "plan.json"):
         if kept.exists():
-            _refuse_other(f"{folder} was begun with", json.loads(kept.read_text()), plan)
+            _refuse_other(f"{folder} was begun with", read_json(kept, f"delete the folder {folder} and call again"), plan)
             return
     folder.mkdir(parents=True, exist_ok=True)
     n, px = plan["n"], plan["px"]
@@ -159,7 +160,7 @@ def _join(folder, plan, parts):
     text = "".join(p.read_text() for p in parts)
     write_atomically(folder / "objects.jsonl", text)
     sha = {p.name: hash_file(p) for p in [*(folder / f"{k}.npy" for k in ARRAYS), folder / "objects.jsonl"]}
-    count = sum(len(json.loads(line)["objects"]) for line in text.splitlines())
+    count = sum(len(scene["objects"]) for scene in read_json_lines(folder / "objects.jsonl", f"delete the folder {folder} and call again"))
     write_atomically(folder / "meta.json", json.dumps(dict(**plan, objects=count, sha256=sha), indent=1))
 
 
@@ -221,6 +222,11 @@ def _render(target, plan, workers, progress):
     _name(folder, target)
 
 # %% ../nbs/20_scenes.ipynb #0d06dff5
+def _unpacked(path, name):
+    with np.load(path) as arrays:
+        return arrays[name]
+
+
 class SceneStore:
     "A written split: scenes by index, arrays as memory maps that are opened when first used."
 
@@ -234,17 +240,26 @@ class SceneStore:
             partial = self.path.with_name(self.path.name + ".partial")
             state = "was begun but is not complete; the same call finishes it" if partial.exists() else "does not exist"
             raise ValueError(f"split {str(self.path)!r} {state}: {call}")
-        self.meta = json.loads((self.path / "meta.json").read_text())
+        self.redo = f"delete the folder {self.path} and write it again"
+        self.meta = read_json(self.path / "meta.json", self.redo)
+        check_keys(self.meta, dict(split=str, n=int, px=int, sha256=dict), str(self.path / "meta.json"), self.redo)
 
     def __len__(self) -> int:
         return self.meta["n"]
 
     def _open(self, name):
         "A memory map, or for a packed split the decompressed array."
-        if self.meta.get("packed"):
-            with np.load(self.path / "arrays.npz") as arrays:
-                return arrays[name]
-        return np.load(self.path / f"{name}.npy", mmap_mode="r")
+        from perceptio.weights import open_array  # PyTorch is slow to import, and rendering does without
+
+        path = self.path / ("arrays.npz" if self.meta.get("packed") else f"{name}.npy")
+        try:
+            array = _unpacked(path, name) if self.meta.get("packed") else open_array(path, self.redo)
+        except BROKEN as error:
+            raise ValueError(f"{path} is cut off or damaged ({error}): {self.redo}") from error
+        (dtype, tail), n, px = ARRAYS[name], self.meta["n"], self.meta["px"]
+        if array.shape != (n, px, px, *tail) or array.dtype != dtype:
+            raise ValueError(f"{path} holds {name} {array.dtype} {array.shape}, meta.json says {n} scenes of {px} pixels: {self.redo}")
+        return array
 
     @cached_property
     def images(self) -> np.ndarray:  # (N, H, W, 3) uint8
@@ -260,7 +275,11 @@ class SceneStore:
 
     @cached_property
     def objects(self) -> list:  # of N lists of object records
-        return [json.loads(line)["objects"] for line in (self.path / "objects.jsonl").read_text().splitlines()]
+        path = self.path / "objects.jsonl"
+        scenes = [scene.get("objects") for scene in read_json_lines(path, self.redo)]
+        if len(scenes) != len(self) or hash_file(path) != self.meta["sha256"].get(path.name):
+            raise ValueError(f"{path} is not the file that meta.json describes: {self.redo}")
+        return scenes
 
     def disparities(
         self,

@@ -8,7 +8,6 @@ __all__ = ['LFS', 'PAGE', 'AGAIN', 'MOST_PROGRAM', 'NoFile', 'first_bytes', 'che
            'check_state', 'misfits', 'load_tensors']
 
 # %% ../nbs/01b_weights.ipynb #8b958b12
-import json
 import mmap
 import re
 import zipfile
@@ -23,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .files import atomic
-from .foreign import BROKEN, check_pickle, parse_json
+from .foreign import BROKEN, check_keys, check_pickle, parse_json
 
 # %% ../nbs/01b_weights.ipynb #16928204
 LFS = b"version https://git-lfs.github.com/spec/"
@@ -135,9 +134,10 @@ def read_state(
     with open_weights(path, remedy=remedy) as file:
         told = (file.metadata() or {}).get(key, "nothing")
     try:
-        return tensors, json.loads(told)
+        check_keys(numbers := parse_json(told), {}, "it")
     except ValueError as error:
-        raise ValueError(f"{path} says {told[:40]!r} under {key!r}, which is no JSON: {remedy or AGAIN}") from error
+        raise ValueError(f"{path} says {told[:40]!r} under {key!r}, which is no JSON object: {remedy or AGAIN}") from error
+    return tensors, numbers
 
 
 def write_weights(
@@ -175,6 +175,8 @@ def _programs(path):
     "The pickles of a torch.save file that is opened: of an archive, or one after the other in a file of before 2020."
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            if sum(item.file_size for item in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its parts unpack to more bytes than it has, and torch.save packs nothing")
             for item in archive.infolist():
                 if item.filename.endswith("data.pkl"):
                     if item.file_size > MOST_PROGRAM:

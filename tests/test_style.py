@@ -43,3 +43,12 @@ def test_public_functions_say_what_they_do(path):
 def test_no_paths_of_one_machine(path):
     found = re.findall(r"(?<![\w.])/(?:home|root|work|opt|Users)/\w+", path.read_text(encoding="utf-8"))
     assert not found
+
+
+@MODULE
+def test_files_are_opened_in_one_place(path):
+    "Libraries' readers name no file and raise what nobody catches: read_json, read_json_lines, open_array, read_torch."
+    openers = {"json.loads": {"size_check"}, "json.load": set(), "torch.load": {"weights"}}  # the answer of a process
+    openers |= {"np.load": {"weights", "scenes"}, "zipfile.ZipFile": {"weights"}, "tarfile.open": set()}
+    for opener, allowed in openers.items():
+        assert path.stem in allowed or not re.search(rf"\b{re.escape(opener)}\(", path.read_text(encoding="utf-8"))

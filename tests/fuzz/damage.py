@@ -4,6 +4,8 @@ import copy
 import json
 import random
 
+WHOLE, LOST, ANY = "whole", "lost", "any"  # what a case makes of its input: nothing, something that is none, one of all
+PAGE = b"<!DOCTYPE html><html>"
 DIGITS, DEEP, HALF = "@digits@", "@deep@", "@half@"  # what json.dumps cannot write
 SPELT = {
     DIGITS: "9" * 5000,
@@ -137,7 +139,7 @@ def torn(content: bytes, rng: random.Random) -> bytes:
         return rng.choice(
             [
                 b"",
-                b"<!DOCTYPE html><html>",
+                PAGE,
                 b"version https://git-lfs.github.com/spec/v1\nsize 7\n",
                 b"\0" * 64,
                 b"PK\3\4",
@@ -151,3 +153,20 @@ def torn(content: bytes, rng: random.Random) -> bytes:
         if content:
             content[rng.randrange(len(content))] = rng.randrange(256)
     return bytes(content)
+
+
+def spoil(value, rng: random.Random, kind: str, times: int = 1):
+    "A value of JSON: whole, none of what belongs there, or changed."
+    return copy.deepcopy(value) if kind == WHOLE else 7 if kind == LOST else change(value, rng, times)
+
+
+def spoil_bytes(content: bytes, rng: random.Random, kind: str) -> bytes:
+    "The same for a file."
+    return content if kind == WHOLE else PAGE if kind == LOST else torn(content, rng)
+
+
+def spoil_json(value, rng: random.Random, kind: str, times: int = 1) -> bytes:
+    "A file of JSON: whole, something else, or changed in a value, or in its bytes."
+    if kind == ANY and rng.random() < 0.8:
+        return spelt(change(value, rng, times)).encode()
+    return spoil_bytes(json.dumps(value).encode(), rng, kind)

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from damage import TEXTS, change, odd, spelt
+from damage import ANY, LOST, TEXTS, WHOLE, change, odd, spelt, spoil
 from harness import Wrong, door, naming
 from PIL import Image
 
@@ -92,10 +92,10 @@ LLAVA = [
 ]
 
 
-def listed(entries, rng, folder, read, root, key):
+def listed(entries, rng, folder, kind, read, root, key):
     "Break one entry of a list; the form is a list or a line for each."
     k, lines = rng.randrange(len(entries)), rng.random() < 0.5
-    broken = [change(e, rng, rng.choice([1, 1, 1, 3])) if j == k else e for j, e in enumerate(entries)]
+    broken = [spoil(e, rng, kind, rng.choice([1, 1, 1, 3])) if j == k else e for j, e in enumerate(entries)]
     path, clean = folder / "entries.json", folder / "clean.json"
     in_file(clean, entries, lines)
     good = list(read(clean, Report("good")))
@@ -108,10 +108,11 @@ def listed(entries, rng, folder, read, root, key):
 
 
 @door("LLaVA's conversations", 8)
-def llava(rng, folder):
+def llava(rng, folder, kind):
     "One list or a line for each, an entry of it broken."
     root = photographs()
-    return listed(LLAVA, rng, folder, lambda path, report: llava_rows(path, root, report), root, lambda k: f"llava/{k}")
+    read = lambda path, report: llava_rows(path, root, report)  # noqa: E731
+    return listed(LLAVA, rng, folder, kind, read, root, lambda k: f"llava/{k}")
 
 
 def aurora_entry(k):
@@ -120,11 +121,11 @@ def aurora_entry(k):
 
 
 @door("AURORA's conversations", 5)
-def aurora(rng, folder):
+def aurora(rng, folder, kind):
     "Depth tokens spelt out in an answer."
     root = photographs() / "images"
     entries = [aurora_entry(k) for k in range(3)]
-    if rng.random() < 0.3:
+    if kind == ANY and rng.random() < 0.3:
         answer = rng.choice(
             [
                 "<DEPTH_START>",
@@ -136,9 +137,8 @@ def aurora(rng, folder):
             ]
         )
         entries[1]["conversations"][1]["value"] = answer
-    return listed(
-        entries, rng, folder, lambda path, report: aurora_rows(path, root, report, n=4), root, lambda k: f"aurora/{k}"
-    )
+    read = lambda path, report: aurora_rows(path, root, report, n=4)  # noqa: E731
+    return listed(entries, rng, folder, kind, read, root, lambda k: f"aurora/{k}")
 
 
 def grounded(name):
@@ -170,17 +170,17 @@ def grounded(name):
 
 
 @door("GLaMM's captions", 12)
-def gcg(rng, folder):
+def gcg(rng, folder, kind):
     "Grounded captions in one of four forms."
     name, root, phrases = rng.choice(list(GCG_FILES)), photographs(), Report("phrases")
     read = lambda path, report: gcg_rows({name: path}, root, report, phrases)  # noqa: E731
     if name != "flickr":
-        found = listed(grounded(name), rng, folder, read, root, lambda k: f"gcg/{name}/{k}")
+        found = listed(grounded(name), rng, folder, kind, read, root, lambda k: f"gcg/{name}/{k}")
     else:
         whole, path, report = grounded(name), folder / "flickr.json", Report("broken")
         part, number = rng.choice(["images", "annotations"]), rng.randrange(3)
         k = number if part == "images" else 2 * number + rng.randrange(2)
-        whole[part][k] = change(whole[part][k], rng)
+        whole[part][k] = spoil(whole[part][k], rng, kind)
         path.write_text(spelt(whole))
         with naming(path.name):
             rows = list(read(path, report))
@@ -205,7 +205,7 @@ SA2VA = [dict(image=f"{k}.png", mask=[[RECTANGLE], [TRIANGLE]], text=["a box", "
 
 
 @door("own data", 10)
-def own(rng, folder):
+def own(rng, folder, kind):
     "data.jsonl and annotations.json beside images."
     home = folder / "own"
     if not home.is_dir():
@@ -219,7 +219,7 @@ def own(rng, folder):
     in_file(home / name, entries, name == "data.jsonl")
     good = list(own_rows(home, Report("good")))
     k = rng.randrange(len(entries))
-    broken = [change(e, rng, rng.choice([1, 1, 2])) if j == k else e for j, e in enumerate(entries)]
+    broken = [spoil(e, rng, kind, rng.choice([1, 1, 2])) if j == k else e for j, e in enumerate(entries)]
     in_file(home / name, broken, name == "data.jsonl")
     with naming(name):
         rows = list(own_rows(home, report))
@@ -272,7 +272,7 @@ def coco():
 
 
 @door("RefCOCO's refs and instances", 12)
-def refcoco(rng, folder):
+def refcoco(rng, folder, kind):
     "A pickle of refs and COCO's instances; rows for training, the joint set, and queries."
     home, (refs, instances) = folder / "ref_seg" / "refcoco", coco()
     if not home.is_dir():
@@ -280,12 +280,12 @@ def refcoco(rng, folder):
         (home / "coco2014").symlink_to(photographs() / "ref_seg/refcoco/coco2014")
     if rng.random() < 0.5:
         number = rng.randrange(2)
-        refs = [change(r, rng) if k == number else r for k, r in enumerate(refs)]
+        refs = [spoil(r, rng, kind) if k == number else r for k, r in enumerate(refs)]
     else:
         part = rng.choice(["images", "annotations", "categories"])
         number = 0
-        instances = instances | {part: [change(e, rng) if k == 0 else e for k, e in enumerate(instances[part])]}
-        if rng.random() < 0.1:
+        instances = instances | {part: [spoil(e, rng, kind) if k == 0 else e for k, e in enumerate(instances[part])]}
+        if kind == ANY and rng.random() < 0.1:
             instances = change(coco()[1], rng)
     (home / "refs(unc).p").write_bytes(pickle.dumps(refs, rng.choice([0, 2, 4])))
     (home / "instances.json").write_text(spelt(instances))
@@ -306,14 +306,14 @@ def refcoco(rng, folder):
 
 
 @door("benchmark questions", 6)
-def benchmarks(rng, folder):
+def benchmarks(rng, folder, kind):
     "HardBLINK's questions and answers, BLINK's rows, attribute sentences."
-    which = rng.randrange(3)
+    which = rng.randrange(3) if kind == ANY else 0
     if which == 0:
         asked = [dict(question_id=k, image="0.png", text=AURORA_QUESTION) for k in range(2)]
         told = [dict(question_id=k, text="(A)") for k in range(2)]
-        asked[0] = change(asked[0], rng) if rng.random() < 0.6 else asked[0]
-        told[0] = change(told[0], rng) if rng.random() < 0.6 else told[0]
+        asked[0] = spoil(asked[0], rng, kind) if kind != ANY or rng.random() < 0.6 else asked[0]
+        told[0] = change(told[0], rng) if kind == ANY and rng.random() < 0.6 else told[0]
         for name, entries in (("questions", asked), ("answers", told)):
             in_file(folder / f"{name}.jsonl", entries, True)
         with naming("questions.jsonl", "answers.jsonl"):
@@ -349,7 +349,7 @@ def use_or_skip(call):
 
 
 @door("JSON", 10)
-def streams(rng, folder):
+def streams(rng, folder, kind):
     "A list, or a line for each, in which one entry is broken in its letters: the others are read as they are."
     entries = [dict(id=k, text=rng.choice(TEXTS[:7] + TEXTS[17:20]), deep=[{"a": [k, ']}\\"']}]) for k in range(4)]
     entries = [e for e in entries if e["text"] != "\ud83d"]
@@ -358,7 +358,23 @@ def streams(rng, folder):
         rng.randrange(len(entries)),
         rng.random() < 0.5,
     )
-    texts[k] = rng.choice(
+    if kind == LOST:
+        texts[k] = b'{"t": "\\udc00"}'
+    elif kind == ANY:
+        texts[k] = hostile_letters(rng)
+    path = folder / rng.choice(["a.json", "a.jsonl"])
+    path.write_bytes(b"\n".join(texts) if lines else b"[" + b",\n".join(texts) + b"]")
+    if lines and k == 0 and path.suffix == ".json" and kind == ANY:  # its form is told from the first line
+        return "use"
+    with naming(path.name):
+        found = list(json_entries(path))
+    if [e for j, e in enumerate(found) if j != k] != [e for j, e in enumerate(entries) if j != k]:
+        raise Wrong("other entries differ")
+    return "skip" if isinstance(found[k], BadSample) else "use"
+
+
+def hostile_letters(rng):
+    return rng.choice(
         [
             b'{"t": "\\udc00"}',
             b'{"t": "\xff\xfe"}',
@@ -375,23 +391,15 @@ def streams(rng, folder):
             spelt(odd(rng)).encode(),
         ]
     )
-    path = folder / rng.choice(["a.json", "a.jsonl"])
-    path.write_bytes(b"\n".join(texts) if lines else b"[" + b",\n".join(texts) + b"]")
-    if lines and k == 0 and path.suffix == ".json":  # its form is told from the first line
-        return "use"
-    with naming(path.name):
-        found = list(json_entries(path))
-    if [e for j, e in enumerate(found) if j != k] != [e for j, e in enumerate(entries) if j != k]:
-        raise Wrong("other entries differ")
-    return "skip" if isinstance(found[k], BadSample) else "use"
 
 
 @door("texts", 8)
-def texts(rng, folder):
+def texts(rng, folder, kind):
     "What people write comes through letter for letter, or is refused: control characters, HTML, other scripts, reserved words."
     text = "".join(rng.choice(TEXTS) for _ in range(rng.choice([1, 1, 2, 3])))
     if rng.random() < 0.3:
         text = "".join(chr(rng.choice([rng.randrange(32), rng.randrange(0x110000)])) for _ in range(20))
+    text = text if kind == ANY else {WHOLE: "What is <b>this</b>?", LOST: "\ud83d"}[kind]
     path, report = folder / "texts.json", Report("texts")
     path.write_text(json.dumps([dict(id="0", conversations=talk(text, "x " + text))]))
     rows = list(llava_rows(path, folder, report))

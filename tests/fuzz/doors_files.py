@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from damage import ODD, TEXTS, change, spelt, torn
+from damage import ANY, LOST, ODD, TEXTS, WHOLE, change, spelt, spoil_bytes, spoil_json, torn
 from harness import Wrong, door, naming
 from papermill.translators import PythonTranslator
 from safetensors.torch import load_file, save
 
 from perceptio.checkpoints import tensor_shapes
 from perceptio.codebook import DepthCodebook, load_codebook
+from perceptio.depth_teacher import fingerprint
 from perceptio.notebook import check_parameters
 from perceptio.published import random_checkpoint
 from perceptio.record import read_metrics, read_result, read_run
@@ -41,11 +42,11 @@ def header(tensors, rng):
 
 
 @door("published shards", 12)
-def shards(rng, folder):
+def shards(rng, folder, kind):
     "Files of safetensors, as the converter and whoever loads weights opens them."
     tensors = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
     path, whole = folder / "shard.safetensors", save(tensors)
-    content = header(tensors, rng) if rng.random() < 0.5 else torn(whole, rng)
+    content = header(tensors, rng) if kind == ANY and rng.random() < 0.5 else spoil_bytes(whole, rng, kind)
     path.write_bytes(content)
     with naming("shard.safetensors"):
         found = rng.choice([lambda p: check_safetensors(p) or read_weights(p), tensor_shapes, read_sam_file])(path)
@@ -79,7 +80,7 @@ def load_all(folder):
 
 
 @door("checkpoints to convert", 2)
-def conversion(rng, folder):
+def conversion(rng, folder, kind):
     "OpenGVLab's form with a damaged configuration, tokenizer, index or shard."
     settings, source = published()
     name = rng.choice(
@@ -93,7 +94,7 @@ def conversion(rng, folder):
             "model.safetensors.index.json",
             "model-00001-of-00002.safetensors",
             "tokenizer.model",
-        ]
+        ][: 8 if kind == WHOLE else None]
     )
     shutil.rmtree(folder / "in", ignore_errors=True), shutil.rmtree(folder / "out", ignore_errors=True)
     (folder / "in").mkdir()
@@ -101,12 +102,12 @@ def conversion(rng, folder):
         (folder / "in" / path.name).symlink_to(path)
     broken, whole = folder / "in" / name, (source / name).read_bytes() if name != "tokenizer.model" else b""
     broken.unlink(missing_ok=True)
-    if name.endswith(".json") and rng.random() < 0.75:
-        broken.write_text(spelt(change(json.loads(whole), rng, rng.choice([1, 1, 2]))))
-    elif name == "merges.txt" and rng.random() < 0.75:
+    if name.endswith(".json"):
+        broken.write_bytes(spoil_json(json.loads(whole), rng, kind, rng.choice([1, 1, 2])))
+    elif name == "merges.txt" and kind == ANY and rng.random() < 0.75:
         broken.write_text(break_lines(whole.decode(), rng))
     else:
-        broken.write_bytes(torn(whole, rng) if whole else rng.randbytes(60))
+        broken.write_bytes(spoil_bytes(whole, rng, kind) if whole else rng.randbytes(60))
     with naming(
         name,
         "llm_config",
@@ -142,18 +143,18 @@ def codebook():
 
 
 @door("codebooks", 6)
-def codebooks(rng, folder):
+def codebooks(rng, folder, kind):
     "A folder of save_pretrained."
     made, source = codebook()
     shutil.copytree(source, folder / "codebook", dirs_exist_ok=True)
     name = rng.choice(["codebook.json", "codebook.json", "model.safetensors"])
     path = folder / "codebook" / name
-    if name == "codebook.json" and rng.random() < 0.8:
-        path.write_text(spelt(change(json.loads(path.read_text()), rng, rng.choice([1, 1, 2]))))
-    elif name == "codebook.json" or rng.random() < 0.7:
-        path.write_bytes(torn(path.read_bytes(), rng))
-    else:
+    if name == "codebook.json":
+        path.write_bytes(spoil_json(json.loads(path.read_text()), rng, kind, rng.choice([1, 1, 2])))
+    elif kind == ANY and rng.random() < 0.3:
         path.write_bytes(header(load_file(path), rng))
+    else:
+        path.write_bytes(spoil_bytes(path.read_bytes(), rng, kind))
     with naming(str(folder / "codebook"), name):
         found = load_codebook(folder / "codebook")
     if name == "codebook.json" and found.config != made.config:
@@ -170,43 +171,44 @@ def sam():
 
 
 @door("SAM2's files", 2)
-def sam2(rng, folder):
+def sam2(rng, folder, kind):
     "A folder of save_sam."
     settings, source = sam()
     shutil.copytree(source, folder / "sam", dirs_exist_ok=True)
     name = rng.choice(["sam.json", "sam.json", "sam.safetensors"])
     path = folder / "sam" / name
+    content, at = path.read_bytes(), rng.randrange(2000)
     if name == "sam.json":
-        path.write_text(
-            spelt(change(json.loads(path.read_text()), rng))
-            if rng.random() < 0.8
-            else torn(path.read_bytes(), rng).decode("latin-1")
-        )
+        path.write_bytes(spoil_json(json.loads(content), rng, kind))
+    elif kind == ANY:
+        broken = content[:at] + rng.randbytes(8) + content[at + 8 :]
+        path.write_bytes(content[: rng.randrange(len(content))] if rng.random() < 0.5 else broken)
     else:
-        content = path.read_bytes()
-        at = rng.randrange(2000)
-        path.write_bytes(
-            content[: rng.randrange(len(content))]
-            if rng.random() < 0.5
-            else content[:at] + rng.randbytes(8) + content[at + 8 :]
-        )
+        path.write_bytes(spoil_bytes(content, rng, kind))
     with naming("sam"):
-        load_sam(folder / "sam", settings)
+        found = load_sam(folder / "sam", settings)
+    if name == "sam.json" and fingerprint(found.state_dict()) != sam_hash():
+        raise Wrong("other weights")
     return "use"
 
 
+@cache
+def sam_hash():
+    settings, source = sam()
+    return fingerprint(load_sam(source, settings).state_dict())
+
+
 @door("settings of checkpoints", 6)
-def checkpoints(rng, folder):
+def checkpoints(rng, folder, kind):
     "settings.json of a checkpoint."
     settings = Settings.load("smoke")
     whole = settings.as_dict()
     path = folder / "settings.json"
-    kept = change(whole, rng, rng.choice([0, 1, 1, 2]))
-    path.write_text(spelt(kept) if rng.random() < 0.85 else torn(json.dumps(whole).encode(), rng).decode("latin-1"))
+    path.write_bytes(spoil_json(whole, rng, kind, rng.choice([0, 1, 1, 2])))
     with naming("settings", folder.name):
         found = read_settings(folder).as_dict()
-    if isinstance(kept, dict) and any(type(v) is not type(whole[k]) for k, v in found.items()):
-        raise Wrong("a setting of another type")
+    if any(type(v) is not type(whole[k]) for k, v in found.items()) or kind == WHOLE and found != whole:
+        raise Wrong("a setting of another type or value")
     return "use"
 
 
@@ -217,28 +219,27 @@ def results():
 
 
 @door("result files", 8)
-def result_files(rng, folder):
+def result_files(rng, folder, kind):
     "data/results/*.json as tables read them, and as their form is checked."
     name, whole = rng.choice(results())
-    broken = change(whole, rng, rng.choice([0, 1, 1, 2]))
     path = folder / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(spelt(broken).encode() if rng.random() < 0.85 else torn(json.dumps(whole).encode(), rng))
+    path.write_bytes(spoil_json(whole, rng, kind, rng.choice([0, 1, 1, 2])))
     with naming(f"{name}.json"):
         found = read_result(name, folder)
     said = problems(found, name, complete=False)
-    if json.dumps(broken) == json.dumps(whole) and found == whole and said:
+    if kind == WHOLE and (found != whole or said):
         raise Wrong(f"a whole result has problems: {said}")
     return "use"
 
 
 @door("logs and records of runs", 8)
-def metrics_logs(rng, folder):
+def metrics_logs(rng, folder, kind):
     "metrics.jsonl and run.json."
     rows = [dict(step=k, seconds=k / 2, loss=1.5 - k, lr=4e-5) for k in range(4)]
     k = rng.randrange(4)
     lines = [json.dumps(r).encode() for r in rows]
-    lines[k] = rng.choice(
+    spoilt = rng.choice(
         [
             b"",
             b"null",
@@ -254,8 +255,11 @@ def metrics_logs(rng, folder):
             b'{"step": 1.5}',
         ]
     )
-    (folder / "metrics.jsonl").write_bytes(b"\n".join(lines) + rng.choice([b"\n", b"\n", b""]))
-    (folder / "run.json").write_bytes(torn(b'{"name": "x", "seconds": 1.0, "settings": {}}', rng))
+    lines[k] = {WHOLE: lines[k], LOST: b"[]", ANY: spoilt}[kind]
+    (folder / "metrics.jsonl").write_bytes(
+        b"\n".join(lines) + (rng.choice([b"\n", b"\n", b""]) if kind == ANY else b"\n")
+    )
+    (folder / "run.json").write_bytes(spoil_bytes(b'{"name": "x", "seconds": 1.0, "settings": {}}', rng, kind))
     if rng.random() < 0.4:
         with naming("run.json"):
             read_run(folder)
@@ -268,13 +272,13 @@ def metrics_logs(rng, folder):
 
 
 @door("rows on disk", 6)
-def rows_on_disk(rng, folder):
+def rows_on_disk(rng, folder, kind):
     "rows.jsonl, offsets.npy and report.json."
     rows = [dict(key=f"k/{k}", kind="turns", turns=[dict(question="a ?", answer="ä")]) for k in range(4)]
     write_rows(folder / "rows", iter(rows), Report("rows"))
     name = rng.choice(["rows.jsonl", "offsets.npy", "report.json"])
     path = folder / "rows" / name
-    path.write_bytes(torn(path.read_bytes(), rng))
+    path.write_bytes(spoil_bytes(path.read_bytes(), rng, kind))
     with naming(name, "rows.jsonl"):
         found = list(RowFile(folder / "rows"))
     if name != "rows.jsonl" and found != rows:
@@ -286,7 +290,7 @@ DEFAULTS = 'size: str = "tiny"  # a size\nsteps: int = 5  # how many\nlr: float 
 
 
 @door("papermill's parameters", 8)
-def parameters(rng, folder):
+def parameters(rng, folder, kind):
     "Values of any kind under any name, in the cell that papermill itself writes."
     values = {
         rng.choice(["size", "steps", "lr", "write", "seeed", "In", "__name__"]): copy.deepcopy(
@@ -294,6 +298,8 @@ def parameters(rng, folder):
         )
         for _ in range(rng.choice([1, 1, 2]))
     }
+    if kind != ANY:
+        values = {"steps": 7} if kind == WHOLE else {"seeed": 7}
     cell = "# Parameters\n" + PythonTranslator.codify(values, "Parameters").split("\n", 1)[1]
     namespace = {}
     exec(DEFAULTS, namespace)

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from damage import NAMES, TEXTS, change, odd, torn
+from damage import ANY, LOST, NAMES, TEXTS, WHOLE, change, odd, spoil_bytes, torn
 from harness import Wrong, door, naming
 from PIL import Image
 
@@ -117,16 +117,16 @@ def other_file(rng):
 
 
 @door("images", 14)
-def images(rng, folder):
+def images(rng, folder, kind):
     "An image file as the readers of data sets, as a person's own data and as a question open it."
-    name = rng.choice(list(whole()))
+    name = rng.choice([n for n in whole() if kind == ANY or not n.endswith(".ppm")])
     content, exact = whole()[name]
-    how = rng.randrange(8)
+    how = {WHOLE: 7, LOST: 6, ANY: rng.randrange(8)}[kind]
     broken = content
     if name.endswith(".png") and how < 3:
         broken = with_chunk(content, rng) if how else with_size(content, rng)
     elif how < 7:
-        broken = torn(content, rng) if rng.random() < 0.9 else other_file(rng)
+        broken = other_file(rng) if kind == ANY and rng.random() < 0.1 else spoil_bytes(content, rng, kind)
     path = folder / name
     path.write_bytes(broken)
     outcomes = []
@@ -170,22 +170,23 @@ def has_checksums(broken, content):
 
 
 @door("mask files", 4)
-def mask_files(rng, folder):
+def mask_files(rng, folder, kind):
     "A PNG that says which pixels are an object's."
     labels = np.zeros((24, 36), np.uint8)
     labels[3:9, 5:20], labels[12:20, 1:4] = 1, 2
     content = io.BytesIO()
     Image.fromarray(labels).convert(rng.choice(["L", "L", "P", "1", "RGB", "LA"])).save(content, "PNG")
-    broken = content.getvalue()
-    changed = rng.random() < 0.6
-    if changed:
+    broken = spoil_bytes(content.getvalue(), rng, kind) if kind != ANY else content.getvalue()
+    changed = rng.random() < 0.6 and kind == ANY or kind == LOST
+    if changed and kind == ANY:
         broken = rng.choice([torn, with_chunk, with_size])(broken, rng)
-    path = folder / rng.choice(["m.png"] * 6 + ["m.jpg", "m"])
+    path = folder / (rng.choice(["m.png"] * 6 + ["m.jpg", "m"]) if kind == ANY else "m.png")
     path.write_bytes(broken)
-    value = rng.choice([None] * 8 + [1, 2, 3, -1, 2**40])
+    value = rng.choice([None] * 8 + [1, 2, 3, -1, 2**40]) if kind == ANY else None
+    size = rng.choice([(24, 36)] * 6 + [(36, 24), (2**31, 2**31)]) if kind == ANY else (24, 36)
     try:
         with naming("mask"):
-            mask = read_mask(path, rng.choice([(24, 36)] * 6 + [(36, 24), (2**31, 2**31)]), value)
+            mask = read_mask(path, size, value)
     except BadSample:
         return "skip"
     if not changed and value in (None, 1, 2) and len(np.unique(labels[mask])) > 2:
@@ -213,12 +214,14 @@ def good_mask(rng, height, width):
 
 
 @door("masks", 12)
-def masks(rng, folder):
+def masks(rng, folder, kind):
     "Polygons and run lengths of any form and size."
     height, width = rng.randrange(10, 40), rng.randrange(10, 40)
     segmentation, pixels = good_mask(rng, height, width)
-    size, changed = (height, width), rng.random() < 0.85
-    if changed:
+    size, changed = (height, width), kind == ANY and rng.random() < 0.85
+    if kind == LOST:
+        segmentation, changed = rng.choice([7, dict(size=[10**6, 10**6], counts="0")]), True
+    elif changed:
         segmentation = (
             change(segmentation, rng, rng.choice([1, 1, 2]))
             if rng.random() < 0.9
@@ -302,7 +305,7 @@ def tree():
 
 
 @door("names and paths", 10)
-def names(rng, folder):
+def names(rng, folder, kind):
     "A name out of an annotation: what is opened lies below the folder, is a file, and is the one that was named."
     root = tree()
     name = rng.choice(
@@ -318,6 +321,8 @@ def names(rng, folder):
     )
     if rng.random() < 0.1:
         name = odd(rng)
+    if kind != ANY:
+        name = "sub/a.png" if kind == WHOLE else rng.choice(["../secret.png", "pipe.png", "/etc/passwd"])
     try:
         how = rng.randrange(3)
         if how == 0:

@@ -1,12 +1,13 @@
 """Pickles, which are programs: refs of RefCOCO and what torch.save wrote. A marker must never appear."""
 
+import copy
 import io
 import pickle
 import zipfile
 from functools import cache
 
 import torch
-from damage import change, torn
+from damage import ANY, LOST, WHOLE, change, torn
 from harness import Wrong, door, naming
 
 from perceptio.codebook import DepthCodebook
@@ -98,20 +99,20 @@ class Plain(pickle._Unpickler):
         raise pickle.UnpicklingError("a name")
 
 
-def program(rng, marker):
-    "(bytes, whether they are a pickle of plain data)"
-    if rng.random() < 0.35:
-        return rng.choice(programs(marker)), False
-    value = change(REFS, rng, rng.choice([1, 1, 3])) if rng.random() < 0.7 else REFS
+def program(rng, marker, kind=ANY):
+    "A pickle: plain data, whole or damaged, or a payload."
+    if kind == LOST or kind == ANY and rng.random() < 0.35:
+        return rng.choice(programs(marker))
+    value = change(REFS, rng, rng.choice([1, 1, 3])) if kind == ANY and rng.random() < 0.7 else REFS
     whole = pickle.dumps(value, rng.choice([0, 1, 2, 3, 4, 5]))
-    return (torn(whole, rng), False) if rng.random() < 0.6 else (whole, True)
+    return torn(whole, rng) if kind == ANY and rng.random() < 0.6 else whole
 
 
 @door("pickles of refs", 10)
-def refs(rng, folder):
+def refs(rng, folder, kind):
     "What is read is what Python's own reader makes of it; nothing runs."
     marker, path = folder / "marker", folder / "refs(unc).p"
-    content, whole = program(rng, marker)
+    content = program(rng, marker, kind)
     path.write_bytes(content)
     try:
         with naming("refs(unc).p"):
@@ -144,21 +145,48 @@ def with_program(program):
     return new.getvalue()
 
 
+@cache
+def bombs():
+    "Archives whose parts unpack to more than the file has: packed zeros, and one part under many names."
+    packed, overlapping = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved()[0])) as old:
+        for method, made in ((zipfile.ZIP_DEFLATED, packed), (zipfile.ZIP_STORED, overlapping)):
+            with zipfile.ZipFile(made, "w", method) as new:
+                for item in old.infolist():
+                    part = old.read(item) if item.filename.endswith(("data.pkl", "version")) else bytes(1 << 24)
+                    new.writestr(item.filename, part if method else part[: 1 << 18])
+                last = new.infolist()[-1]
+                for k in range(
+                    500 if not method else 0
+                ):  # entries of the table of contents, without content of their own
+                    again = copy.copy(last)
+                    again.filename = f"{last.filename}{k}"
+                    new.filelist.append(again)
+    return packed.getvalue(), overlapping.getvalue()
+
+
+def bomb(rng):
+    return rng.choice(bombs())
+
+
 @door("pickles of weights", 6)
-def weights(rng, folder):
+def weights(rng, folder, kind):
     "Files of torch.save as the readers of codebooks, SAM2 and checkpoints open them."
     marker, path = folder / "marker", folder / "weights.pt"
-    how = rng.random()
+    how = {WHOLE: 1, LOST: 0, ANY: rng.random()}[kind]
     content = rng.choice(saved())
-    if how < 0.4:
-        attack, _ = program(rng, marker)
+    if kind == ANY and how < 0.1:
+        content = bomb(rng)
+    elif how < 0.4:
+        attack = program(rng, marker, LOST if kind == LOST else ANY)
         content = with_program(attack) if rng.random() < 0.6 else attack
     elif how < 0.9:
         content = torn(content, rng)
     path.write_bytes(content)
     try:
         with naming("weights.pt"):
-            rng.choice([read_torch, read_sam_file, lambda p: DepthCodebook.from_pretrained(p, 64)])(path)
+            read = [read_torch, read_sam_file, lambda p: DepthCodebook.from_pretrained(p, 64)]
+            rng.choice(read if kind != WHOLE else read[:1])(path)
     finally:
         if marker.exists():
             raise Wrong("a payload ran")
