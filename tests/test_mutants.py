@@ -1,9 +1,14 @@
 """The mutation run changes what it says it changes, in a notebook and its module alike."""
 
+import json
 import shutil
 
+import mutants
+import pytest
 from conftest import ROOT
-from mutants import Places, changes_something, mutants_of, mutate
+from mutants import Places, changes_something, mutants_of, mutate, record
+
+from perceptio.results import problems
 
 CELL = """#| export
 def near(x: int, y, scale=2.0) -> bool:
@@ -52,3 +57,28 @@ def test_notebook_and_module_change_alike(tmp_path):
         for path, text in kept.items():
             assert sum(a != b for a, b in zip(text.splitlines(), path.read_text().splitlines(), strict=True)) == 1
             path.write_text(text)
+
+
+def test_the_score_is_recorded_as_a_result(tmp_path, monkeypatch):
+    "Five mutants: two killed at once, one after a test was added, one that survives, one that changes nothing."
+    sample = list(filter(changes_something, mutants_of(ROOT / "nbs" / "39_intervals.ipynb", "evaluation")))[:5]
+    monkeypatch.setattr(mutants, "FOLDER", tmp_path / "mutants")
+    monkeypatch.setattr(mutants, "EQUIVALENT", {("39_intervals", sample[4]["now"]): "nothing changes"})
+    monkeypatch.setattr(mutants, "all_mutants", lambda: iter(sample))
+    monkeypatch.setenv("IN_TEST", "1")
+    first = dict(zip(map(mutants.name, sample), ("39_intervals", "39_intervals", "", "", "")))
+    record({7: sample}, first, first | {mutants.name(sample[2]): "39_intervals"}, 12.5)
+    result = json.loads((tmp_path / "mutants" / "results" / "mutants.json").read_text())
+    assert problems(result, "mutants") == []
+    found = result["metrics"]["seed 7"]
+    assert [found[when]["killed"] for when in ("first", "mended")] == [2, 3]
+    assert [found[when]["survived"] for when in ("first", "mended")] == [2, 1]
+    assert found["first"]["score"] == 0.5 and found["first"]["equivalent"] == 1
+    assert (found["first"]["low"], found["first"]["high"]) == pytest.approx((0.1500, 0.8500), abs=1e-4)
+    assert found["mended"]["rooms"] == {"evaluation": {"killed": 3, "n": 4}}
+    left = result["survivors of seed 7"]
+    assert [[m["now"] for m in left[when]] for when in ("first", "mended")] == [
+        [sample[2]["now"], sample[3]["now"]],
+        [sample[3]["now"]],
+    ]
+    assert [m["why"] for m in result["equivalents"]] == ["nothing changes"]
