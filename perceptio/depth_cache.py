@@ -336,7 +336,8 @@ class DepthTokens:
 
     @cached_property
     def pictures(self) -> dict[str, str]:  # key -> what stands for its content; "" = not known
-        return dict(zip(self.keys, self._named("pictures") if self.meta["pictures"] else [""] * len(self)))
+        known = self.meta["pictures"] or (self.folder / "pictures.json").exists()
+        return dict(zip(self.keys, self._named("pictures") if known else [""] * len(self)))
 
     @cached_property
     def skipped(self) -> dict[int, dict]:  # row -> {"row", "key", "reason"}

@@ -89,12 +89,12 @@ def _intervals(metrics, intervals):
         return
     for name, bounds in intervals.items():
         value = metrics.get(name)
-        numbers = [value, *bounds] if isinstance(bounds, list) else [value]
+        numbers = [value, *bounds] if isinstance(bounds, list) else []
         if value is None:
             yield f"interval of {name}, which is no metric"
-        elif any(type(number) not in (int, float) for number in numbers):
-            yield f"{name} = {value!r} within {bounds!r}: numbers belong there"
-        elif not (len(bounds) == 2 and bounds[0] - 1e-9 <= value <= bounds[1] + 1e-9):
+        elif len(numbers) != 3 or any(type(number) not in (int, float) for number in numbers):
+            yield f"{name} = {value!r} within {bounds!r}: numbers belong there, two of them around one"
+        elif not (bounds[0] - 1e-9 <= value <= bounds[1] + 1e-9):
             yield f"{name} = {value} is not within {bounds}"
 
 

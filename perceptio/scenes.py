@@ -222,9 +222,12 @@ def _render(target, plan, workers, progress):
     _name(folder, target)
 
 # %% ../nbs/20_scenes.ipynb #0d06dff5
-def _unpacked(path, name):
-    with np.load(path) as arrays:
-        return arrays[name]
+def _unpacked(path, name, remedy):
+    try:
+        with np.load(path) as arrays:
+            return arrays[name]
+    except BROKEN as error:
+        raise ValueError(f"{path} is cut off or damaged ({error}): {remedy}") from error
 
 
 class SceneStore:
@@ -252,10 +255,7 @@ class SceneStore:
         from perceptio.weights import open_array  # PyTorch is slow to import, and rendering does without
 
         path = self.path / ("arrays.npz" if self.meta.get("packed") else f"{name}.npy")
-        try:
-            array = _unpacked(path, name) if self.meta.get("packed") else open_array(path, self.redo)
-        except BROKEN as error:
-            raise ValueError(f"{path} is cut off or damaged ({error}): {self.redo}") from error
+        array = _unpacked(path, name, self.redo) if self.meta.get("packed") else open_array(path, self.redo)
         (dtype, tail), n, px = ARRAYS[name], self.meta["n"], self.meta["px"]
         if array.shape != (n, px, px, *tail) or array.dtype != dtype:
             raise ValueError(f"{path} holds {name} {array.dtype} {array.shape}, meta.json says {n} scenes of {px} pixels: {self.redo}")

@@ -71,7 +71,7 @@ def all_of(tokens):
     "Everything that training reads of a cache."
     rows = [k for k in range(len(tokens)) if k in tokens.usable]
     kept = [(k, tokens[k].tolist(), tokens.map(k).tobytes()) for k in rows]
-    return tokens.keys, tokens.pictures, tokens.skipped, kept
+    return tokens.keys, tokens.pictures, {row: hole["key"] for row, hole in tokens.skipped.items()}, kept
 
 
 @cache
@@ -89,7 +89,7 @@ def depth_tokens(rng, folder, kind):
         home = copied(whole, folder / "tokens")
         path = rng.choice(sorted(home.iterdir()))
         unchanged = damage(path, rng, kind)
-        with naming(path.name):
+        with naming(path.name, *["tokens"] * (path.name == "meta.json")):
             found = all_of(DepthTokens(home))
         if path.name.startswith("maps") and not unchanged:  # maps have no checksum
             found, good = found[:3], good[:3]
@@ -156,7 +156,7 @@ def scene_stores(rng, folder, kind):
     home = copied(rng.choice(sources), folder / "scenes")
     path = rng.choice(sorted(home.iterdir()))
     unchanged = damage(path, rng, kind)
-    with naming(path.name):
+    with naming(path.name, *["scenes"] * (path.name == "meta.json")):
         found = seen(SceneStore(home))
     if path.suffix == ".npy" and not unchanged:  # pixels have no checksum
         found, good = [s[5] for s in found], [s[5] for s in good]
