@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['PART', 'GRACE', 'PATIENCE', 'atomic', 'write_atomically', 'sweep', 'plain', 'write_json', 'read_json',
-           'read_json_lines', 'hash_file', 'hash_files', 'holder', 'gone', 'lock', 'once']
+           'read_json_lines', 'hash_file', 'hash_files', 'holder', 'gone', 'lock', 'once', 'end_with_parent']
 
 # %% ../nbs/00b_files.ipynb #5dd5981b
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
 import shutil
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -266,3 +269,13 @@ def once(
             if not (path / sign).exists():
                 make()
     return path
+
+# %% ../nbs/00b_files.ipynb #00b0a002
+def end_with_parent() -> None:
+    "To be called in a process that another one has started: a thread ends it when the other has ended, whatever ended it."
+
+    def watch(parent):
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, args=[multiprocessing.parent_process()], daemon=True).start()

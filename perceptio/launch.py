@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from .files import end_with_parent
 from .notebook import in_test, scratch_dir
 from .record import read_metrics
 
@@ -68,12 +69,6 @@ SLOW = ["transformers.trainer", "peft", "sam2.build_sam", "datasets", "pandas", 
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")  # how names begin that the launcher sets for each process
 
 
-def _end_with(launcher):
-    "A launcher that is killed cannot stop its processes, and a server's are not its children: they stop themselves."
-    launcher.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 @record  # what it raises reaches the launcher
 def _child(function, args, kwargs, environ, method):
     "What each started process does."
@@ -81,7 +76,7 @@ def _child(function, args, kwargs, environ, method):
     own = {name: value for name, value in os.environ.items() if name.startswith(LAUNCHERS)}
     os.environ.clear()  # a server's is as old as its first launch
     os.environ.update(environ | own)
-    threading.Thread(target=_end_with, args=[multiprocessing.parent_process()], daemon=True).start()
+    end_with_parent()  # also where it is a server's process, and no child of the launcher
     threads = max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"]))
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", str(threads))))
     if torch.cuda.is_available():

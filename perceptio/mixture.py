@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .codebook import DepthCodebook
-from .files import hash_files, once, read_json_lines, write_atomically
+from .files import end_with_parent, hash_files, once, read_json_lines, write_atomically
 from .hardblink import CLOSEST_QUESTION, LETTERS, PointPool, draw_markers, marked_question
 from .notebook import data_dir
 from .questions import attribute_sentence, caption, expressions, vqa
@@ -142,7 +142,7 @@ def _write_tasks(file, store, seed, workers, progress):
     if min(workers, len(chunks)) == 1:
         lines = [line for c in chunks for line in _tasks_of(store.path, c, seed)]
     else:
-        with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
             jobs = [pool.submit(_tasks_of, store.path, c, seed) for c in chunks]
             for job in tqdm(jobs, desc="tasks", disable=not progress):
                 lines += job.result()

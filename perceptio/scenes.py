@@ -23,7 +23,16 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from .files import atomic, hash_file, once, read_json, read_json_lines, sweep, write_atomically
+from perceptio.files import (
+    atomic,
+    end_with_parent,
+    hash_file,
+    once,
+    read_json,
+    read_json_lines,
+    sweep,
+    write_atomically,
+)
 from .foreign import BROKEN, check_keys
 from .layout import sample_world
 from .notebook import project_root
@@ -151,8 +160,20 @@ def _start(folder, plan):
     folder.mkdir(parents=True, exist_ok=True)
     n, px = plan["n"], plan["px"]
     for name, (dtype, tail) in ARRAYS.items():
-        np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(n, px, px, *tail)).flush()
+        array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(n, px, px, *tail))
+        array.flush()
+        _take_room(folder / f"{name}.npy")
     write_atomically(folder / "plan.json", json.dumps(plan))
+
+
+def _take_room(path):
+    "A memory map that finds no room on the disk kills its process without a word: so the room is taken, or refused by name, before."
+    with path.open("r+b") as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            raise OSError(error.errno, f"{os.strerror(error.errno)}: make room, and the same call goes on", str(path)) from error
 
 
 def _join(folder, plan, parts):
@@ -178,7 +199,7 @@ def _run(jobs, workers):
         yield from (_write_chunk(*job) for job in jobs)
         return
     spawn = multiprocessing.get_context("spawn")
-    with _single_threaded(), ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+    with _single_threaded(), ProcessPoolExecutor(workers, mp_context=spawn, initializer=end_with_parent) as pool:
         try:
             yield from (f.result() for f in as_completed([pool.submit(_write_chunk, *job) for job in jobs]))
         except BrokenProcessPool as e:
