@@ -317,7 +317,7 @@ def test_a_codebook_of_published_kind_from_kept_maps(tmp_path, monkeypatch):
         train()
     assert [row["step"] for row in read_metrics(name)] == [0, 10]  # the state is that after the steps 0 to 9
     space = train()
-    assert [row["step"] for row in read_metrics(name)] == [0, 10]
+    assert [row["step"] for row in read_metrics(name)] == [0, 10, 11]  # and the last one
     assert [r["step"] for r in read_run(name)["resumed"]] == [9] and read_run(name)["status"] == "finished"
     assert [r["step"] for r in space["trained"][9]["history"]] == list(range(12))
     assert space["drawn"] == [list(range(12))] * 3
@@ -330,6 +330,13 @@ def test_a_codebook_of_published_kind_from_kept_maps(tmp_path, monkeypatch):
     assert result["n"] == 1 and sum(result["metrics"]["counts"]) == 9
     by_hand = ((shown - truth) ** 2).mean()  # kept maps have 255 steps, this has none
     assert result["metrics"]["mse"] == pytest.approx(by_hand, rel=0.02)
+
+    # killed before the result was written: what is trained is measured again
+    (run_dir(name) / "results" / f"{name}.json").unlink()
+    weights = (run_dir(name) / "codebook" / "model.safetensors").stat().st_mtime_ns
+    assert [r["step"] for r in train()["trained"][9]["history"]] == [0, 10, 11]
+    assert read_result(name, name)["metrics"] == result["metrics"] and read_run(name)["steps"] == 11
+    assert (run_dir(name) / "codebook" / "model.safetensors").stat().st_mtime_ns == weights
 
 
 def test_another_codebook_is_refused(base):
