@@ -24,10 +24,10 @@ from PIL import Image
 
 from .codebook import DepthCodebook
 from .depth_teacher import DepthTeacher, check_photograph, fingerprint
-from .files import atomic, hash_file, read_json, sweep, write_atomically, write_json
+from .files import hash_file, read_json, sweep, write_atomically, write_json
 from .foreign import check_keys
 from .notebook import say_once
-from .weights import open_array, read_state
+from .weights import open_array, read_state, write_array
 
 # %% ../nbs/26b_depth_cache.ipynb #0ad4b9c3
 ABSENT = 255  # the byte of an image without tokens; no codebook here has so many codes
@@ -119,11 +119,6 @@ def _windows(read, rows, size, workers) -> Iterator[tuple[range, list]]:
             yield window, found
 
 # %% ../nbs/26b_depth_cache.ipynb #baed926e
-def _save_array(path, values):
-    with atomic(path) as part, part.open("wb") as file:
-        np.save(file, values)
-
-
 @torch.no_grad()
 def _encode(depths, codebook):
     "(B, n) codes and (B, size, size) levels, both uint8, of depth maps (H, W) of any sizes."
@@ -157,7 +152,7 @@ def _save_shard(path, codes, skipped, maps):
     from safetensors.numpy import save
 
     if maps is not None:
-        _save_array(_maps_file(path.parent.parent, int(path.stem)), maps)
+        write_array(_maps_file(path.parent.parent, int(path.stem)), maps)
     write_atomically(path, save({"codes": codes}, {"skipped": json.dumps(skipped)}))
 
 
@@ -197,7 +192,7 @@ def _join(folder, keys, pictures, plan, paths, allowed):
     parts = [_load_shard(p, range(int(p.stem), min(int(p.stem) + plan["shard"], len(keys))), plan["n"]) for p in paths]
     skipped = _check_skipped(keys, parts, paths, allowed)
     codes = np.concatenate([codes for codes, _ in parts] or [np.zeros((0, plan["n"]), np.uint8)])
-    _save_array(folder / "codes.npy", codes)
+    write_array(folder / "codes.npy", codes)
     write_json(folder / "keys.json", list(keys))
     if pictures:
         write_json(folder / "pictures.json", list(pictures))

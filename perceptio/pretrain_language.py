@@ -25,6 +25,7 @@ from .hardblink import draw_markers
 from .pretrain_vision import place_loss
 from .scenes import Scene
 from .settings import Settings
+from .weights import check_values
 
 # %% ../nbs/33_pretrain_language.ipynb #b0a5d666
 class BaseModel(nn.Module):
@@ -154,10 +155,11 @@ def save_base(
     tokenizer,
     folder: str | Path,  # replaced if it exists; e.g. data/checkpoints/tiny-base/language
 ) -> Path:
-    "Write backbone and tokenizer in half precision, in transformers' format."
-    folder = Path(folder)
+    "Write backbone and tokenizer in half precision, in transformers' format; a value that is not finite, or has no place in half precision, is refused before anything is removed."
+    folder, half = Path(folder), copy.deepcopy(model.backbone).half()
+    check_values(folder, half.state_dict(), "nothing was written; the training diverged")
     shutil.rmtree(folder, ignore_errors=True)
     with atomic(folder, folder=True) as part:
-        copy.deepcopy(model.backbone).half().save_pretrained(part)
+        half.save_pretrained(part)
         tokenizer.save_pretrained(part)
     return folder

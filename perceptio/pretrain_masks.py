@@ -24,7 +24,7 @@ from .record import free_run, hold_run, provenance, read_metrics
 from .sam import build_sam2_whole, drop_video_parts, image_features, pyramid_features, save_sam
 from .segmentation import decode_masks, prompt_tokens, trained_parts, upsample
 from .settings import Settings
-from .weights import load_tensors, read_state, write_weights
+from .weights import check_step, load_tensors, read_state, write_weights
 
 # %% ../nbs/31_pretrain_masks.ipynb #9063ffdb
 def prompt_mask_loss(
@@ -136,17 +136,20 @@ class MaskPretrainer:
         "One optimiser step on scenes drawn from (seed, step)."
         start = time.process_time()
         rng = np.random.default_rng((self.settings.seed, 31, self.done))
-        scenes = [store[int(i)] for i in rng.integers(n_train, size=self.batch)]
-        b = mask_batch(scenes, rng, self.max_objects)
+        drawn = rng.integers(n_train, size=self.batch).tolist()
+        b = mask_batch([store[i] for i in drawn], rng, self.max_objects)
         points = torch.from_numpy(rng.permutation(len(b["owner"])) % 2 == 0)
         terms = self.losses(b, points)
         if bad := [k for k, v in terms.items() if not v.isfinite()]:
-            raise FloatingPointError(f"loss terms {bad} are not finite at step {self.done}: lower lr")
+            raise FloatingPointError(
+                f"loss terms {bad} are not finite at step {self.done}, of scenes {drawn}: look at these, or lower lr"
+            )
         dense = 1 - 0.8 * min(1.0, self.done / max(1, self.steps))  # the auxiliary weight fades from 1 to .2
         self.optimizer.zero_grad()
         (5 * terms["bce"] + terms["dice"] + dense * terms["dense"]).backward()
-        for group in self.groups.values():  # one clip per part, or the dense loss would shrink the mask loss
-            nn.utils.clip_grad_norm_(group, 1.0)
+        # one clip per part, or the dense loss would shrink the mask loss
+        norms = [nn.utils.clip_grad_norm_(group, 1.0) for group in self.groups.values()]
+        check_step(torch.stack(norms).norm().item(), self.done, f"scenes {drawn}")
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * self.factor()
         self.optimizer.step()

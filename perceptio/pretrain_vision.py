@@ -96,7 +96,7 @@ class CellDataset(Dataset):
             scene = mirrored(scene)
         points, letters = random_markers(scene, rng) if rng.random() < 0.75 else ([], [])
         letter, under, point = marker_cells(scene.ids, points, letters, self.side)
-        return dict(image=draw_markers(scene.image, points, letters), table=object_table(scene.objects, scene.image.shape[1]),
+        return dict(key=f"{scene.split}-{scene.index}", image=draw_markers(scene.image, points, letters), table=object_table(scene.objects, scene.image.shape[1]),
                     owner=cell_owners(scene.ids, self.side), letter=letter, under=under, point=point)  # fmt: skip
 
 
@@ -110,9 +110,9 @@ def mirrored(scene: Scene) -> Scene:
 def collate_cells(
     rows: list[dict],  # from CellDataset
 ) -> dict:
-    "A batch: normalised pixels and the targets of every cell."
-    batch = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
-    return {"pixel_values": normalise(batch.pop("image").permute(0, 3, 1, 2)), **batch}
+    "A batch: normalised pixels and the targets of every cell, and the names of its scenes."
+    batch = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0] if k != "key"}
+    return {"keys": [r["key"] for r in rows], "pixel_values": normalise(batch.pop("image").permute(0, 3, 1, 2)), **batch}
 
 # %% ../nbs/32b_pretrain_vision.ipynb #2a3e8ff8
 class VisionModel(nn.Module):
@@ -167,7 +167,9 @@ def none_less(
     target: torch.Tensor,  # (...)
     weight: float = 0.2,  # of "none", the answer of most cells
 ) -> torch.Tensor:
-    "Cross-entropy with the common class weighted down."
+    "Cross-entropy with the common class weighted down, 0 where a batch has none."
+    if not target.numel():
+        return scores.sum()
     weights = torch.ones(scores.shape[-1]).index_fill(0, torch.tensor(scores.shape[-1] - 1), weight)
     return F.cross_entropy(scores.flatten(0, -2), target.flatten(), weights.to(scores))
 

@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 from .files import atomic, read_json, write_json
 from .foreign import HALF, BadSample, opened_image, parse_json
 from .samples import Sample, Turn
-from .weights import open_array
+from .weights import open_array, write_array
 
 # %% ../nbs/21_rows.ipynb #e8ee00f1
 class Report:
@@ -295,8 +295,7 @@ def write_rows(
             content.update(line)
             offsets.append(offsets[-1] + file.write(line))
             report.rows += 1
-    with atomic(folder / "offsets.npy") as part, part.open("wb") as file:
-        np.save(file, np.array(offsets))
+    write_array(folder / "offsets.npy", np.array(offsets))
     write_json(folder / "report.json", report.as_dict() | dict(sha256=content.hexdigest()))
     return folder
 

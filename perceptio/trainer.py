@@ -27,7 +27,7 @@ from .notebook import did_you_mean, log
 from .optional import require
 from .saving import trained_state
 from .settings import Settings
-from .weights import check_state, is_finite, misfits, read_weights, write_weights
+from .weights import check_state, check_step, is_finite, misfits, read_weights, write_weights
 
 # %% ../nbs/30_trainer.ipynb #4f2c9431
 def use_bf16(settings: Settings) -> bool:
@@ -182,8 +182,7 @@ class PerceptioTrainer(Trainer):
         whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of shards
         if whole is not None and not math.isfinite(whole):
             self.log(dict(grad_norm=float(whole)))
-            raise FloatingPointError(f"the gradient of step {self.state.global_step + 1} has the norm {float(whole)}, though the loss is finite: the optimiser has not moved. "
-                                     f"Its samples are {gather_object(self.keys)}: look at these, or lower lr")
+            check_step(float(whole), self.state.global_step + 1, gather_object(self.keys))
         return norm
 
     def log(self, logs, *args, **kwargs):

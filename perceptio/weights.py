@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['LFS', 'PAGE', 'AGAIN', 'MOST_PROGRAM', 'NoFile', 'first_bytes', 'check_safetensors', 'is_finite', 'check_values',
-           'open_weights', 'read_weights', 'read_state', 'write_weights', 'check_torch', 'read_torch', 'open_array',
-           'check_state', 'misfits', 'load_tensors']
+           'check_step', 'open_weights', 'read_weights', 'read_state', 'write_weights', 'check_torch', 'read_torch',
+           'open_array', 'write_array', 'check_state', 'misfits', 'load_tensors']
 
 # %% ../nbs/01b_weights.ipynb #8b958b12
+import io
+import math
 import mmap
 import re
 import zipfile
@@ -21,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .files import atomic
+from .files import atomic, write_atomically
 from .foreign import BROKEN, check_keys, check_pickle, parse_json
 
 # %% ../nbs/01b_weights.ipynb #16928204
@@ -96,6 +98,18 @@ def check_values(
     "Refuse weights that are not numbers: a model of such answers, and every answer is wrong."
     if bad := [name for name, values in tensors.items() if not is_finite(values)]:
         raise ValueError(f"{path}: {bad[0]} has values that are NaN or infinite ({len(bad)} of {len(tensors)} tensors do): {remedy or 'the training diverged or the file is damaged; take another'}")
+
+
+def check_step(
+    norm: float,  # of the gradient, before it is clipped
+    step: int,  # the one that is about to be taken
+    samples,  # what is in it, for the message
+    loss: float = 0.0,  # 0 = known to be finite
+) -> None:
+    "Stop a training before its optimiser moves, if the loss or the gradient is not finite."
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        what = f"the gradient of step {step} has the norm {norm}, though the loss is finite" if math.isfinite(loss) else f"the loss of step {step} is {loss}"
+        raise FloatingPointError(f"{what}: the optimiser has not moved. Its samples are {samples}: look at these, or lower lr")
 
 
 @contextmanager
@@ -221,6 +235,16 @@ def open_array(
     if (size := path.stat().st_size) != (whole := array.offset + array.nbytes):
         raise ValueError(f"{path} is damaged: {size:,} of {whole:,} bytes: {remedy or AGAIN}")
     return array
+
+
+def write_array(
+    path: str | Path,  # .npy; replaced if it exists
+    values: np.ndarray,
+) -> Path:  # the path
+    "Write an array that is whole."
+    content = io.BytesIO()
+    np.save(content, values)
+    return write_atomically(path, content.getvalue())
 
 
 def check_state(
