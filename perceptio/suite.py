@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from .answers import overlay
 from .depth_evaluation import evaluate_depth
 from .evaluation import evaluate_res, res_queries
+from .files import atomic
 from .marker_evaluation import evaluate_hardblink, marked_items, token_replacement_test
 from .markup import markdown_code, markdown_text, put_text, wrap
 from .mixture import ASK
@@ -270,9 +271,8 @@ class Curve(TrainerCallback):
         model.eval()
         results = timed_parts(measurements(self.predictor, {"val": self.store}, self.predictor.settings, self.codebook, self.scenes, self.markers, quick=True))
         row = {r["measured"]: r["ours"] for r in summary(results).to_dict("records")}
-        folder = Path(self.run.dir) / "previews"
-        folder.mkdir(exist_ok=True)
-        panel(cases(self.predictor, self.store, right=1, wrong=1, scenes=10)).savefig(folder / f"step-{step:06d}.png", dpi=80)
+        with atomic(Path(self.run.dir) / "previews" / f"step-{step:06d}.png") as part:
+            panel(cases(self.predictor, self.store, right=1, wrong=1, scenes=10)).savefig(part, format="png", dpi=80)
         model.train()
         self.seconds += time.perf_counter() - started
         self.run.log(step, **row)

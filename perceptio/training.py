@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT_TERMS', 'may_begin', 'begin_run', 'OwnSchedule', 'run_codebook', 'make_trainer', 'trainer_on',
-           'prepare_scenes', 'scene_mixture', 'train_run', 'weighted_terms', 'HeldOut']
+           'prepare_scenes', 'scene_mixture', 'train_run', 'known_minutes', 'weighted_terms', 'HeldOut']
 
 # %% ../nbs/45_training.ipynb #e7caf32b
 import math
@@ -159,7 +159,7 @@ def train_run(
     curve_points: int = 5,  # how often the run is measured on the way
     prepared: tuple | None = None,  # from prepare_scenes, where several runs share it
     report_to: str = "none",  # a tracker that is sent every log line
-) -> float | None:  # minutes of training without the measurements; None for a resumed run, which is not one stretch of time
+) -> float | None:  # minutes of training without the measurements; None for a run that was stopped on the way or trained longer: not one stretch of time
     "Train, and leave the model in runs/<name>/checkpoint."
     with Run.reopen(run_dir(name)) as run:
         stores = world(settings, progress=False) if settings.data == "scenes" else {}
@@ -174,12 +174,27 @@ def train_run(
         trainer.add_callback(held_out)
         resumed, started = checkpoint_step(run.dir) is not None, time.perf_counter()
         train(trainer)
-        minutes = (time.perf_counter() - started - curve.seconds - held_out.seconds) / 60
+        minutes = known_minutes(run.record) if resumed else (time.perf_counter() - started - curve.seconds - held_out.seconds) / 60
         state = gathered_state(model) if sharded else None
         if first:
             model.codebook = run_codebook(settings, name, stores.get("train"))  # whole, whatever became of the one in training
             save_model(model.eval(), tokenizer, run.dir / "checkpoint", state)
-        return None if resumed else minutes
+        run.finish(minutes=minutes)
+        return minutes
+
+
+def known_minutes(
+    record: dict,  # of a run that goes on
+) -> float | None:
+    "What an earlier call has measured, if the training came to its end in it: who measures a finished run again does not lose it."
+    if "minutes" in record.get("results", {}):
+        return record["results"]["minutes"]
+    for again in reversed(record.get("resumed", [])):
+        if "longer" in again:
+            return None
+        if "minutes" in (results := again.get("ended", {}).get("results", {})):
+            return results["minutes"]
+    return None
 
 # %% ../nbs/45_training.ipynb #84f2d36b
 HELD_OUT_TERMS = ("loss", "text perplexity", "mask IoU", "depth MSE")
