@@ -3,6 +3,8 @@
 #               picture and result in runs/check-1B/
 # make test     install, then run every notebook at smoke size, then pytest; both with one process per core
 # make mutants  would the tests notice a mistake? Sixty drawn changes of one line, one at a time (an hour on one core; stopped, it goes on); score in runs/mutants/
+# make kills    is a run that was killed, or whose disk was full, still the same? Thirty drawn strikes at small runs (some twenty minutes on one core; stopped, it goes on);
+#               counts in runs/kills/
 # make results  for maintainers: the results of the runs named by PUBLISH become the published ones, and figures/ and README's table are made anew; refuses a tree
 #               that differs from its commit. Nothing else changes files that are committed
 # make install  everything above needs, in .venv; does nothing when it is there already
@@ -15,7 +17,7 @@ SIZE ?= tiny
 PUBLISH ?= tiny
 RUNS := $(or $(PERCEPTIO_HOME),.)/runs
 
-.PHONY: install train check-1B results test mutants clean
+.PHONY: install train check-1B results test mutants kills clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -51,13 +53,16 @@ test: export OMP_NUM_THREADS = 1
 test: install
 	$(BIN)/nbdev_test && $(BIN)/pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-mutants: export HF_HUB_OFFLINE = 1
-mutants: export CUDA_VISIBLE_DEVICES =
-mutants: export MPLBACKEND = agg
-mutants: export OMP_NUM_THREADS = 1
-mutants: export TOKENIZERS_PARALLELISM = false
+mutants kills: export HF_HUB_OFFLINE = 1
+mutants kills: export CUDA_VISIBLE_DEVICES =
+mutants kills: export MPLBACKEND = agg
+mutants kills: export OMP_NUM_THREADS = 1
+mutants kills: export TOKENIZERS_PARALLELISM = false
 mutants: install
 	nice $(BIN)/python tests/mutants.py
+
+kills: install
+	nice $(BIN)/python tests/kills.py
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
