@@ -1161,6 +1161,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'perceptio.notebook.did_you_mean': ('notebook.html#did_you_mean', 'perceptio/notebook.py'),
                                     'perceptio.notebook.find': ('notebook.html#find', 'perceptio/notebook.py'),
                                     'perceptio.notebook.home_dir': ('notebook.html#home_dir', 'perceptio/notebook.py'),
+                                    'perceptio.notebook.import_before_tests': ( 'notebook.html#import_before_tests',
+                                                                                'perceptio/notebook.py'),
                                     'perceptio.notebook.in_test': ('notebook.html#in_test', 'perceptio/notebook.py'),
                                     'perceptio.notebook.literal_assignments': ( 'notebook.html#literal_assignments',
                                                                                 'perceptio/notebook.py'),

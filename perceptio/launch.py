@@ -6,6 +6,7 @@
 __all__ = ['SLOW', 'LAUNCHERS', 'Cluster', 'cluster', 'device_count', 'launch', 'watched']
 
 # %% ../nbs/30c_launch.ipynb #c0ec1cbb
+import gc
 import multiprocessing
 import os
 import signal
@@ -73,6 +74,7 @@ LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORC
 def _child(function, args, kwargs, environ, method):
     "What each started process does."
     multiprocessing.set_start_method(method, force=True)  # else what it starts, the readers of data, begin as it did itself: with all imports
+    gc.freeze()  # what a server has imported: no collection looks through it
     own = {name: value for name, value in os.environ.items() if name.startswith(LAUNCHERS)}
     os.environ.clear()  # a server's is as old as its first launch
     os.environ.update(environ | own)

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['log', 'INJECTED', 'HOW_TO_GIVE', 'package_dir', 'checkout', 'project_root', 'in_test', 'scratch_dir', 'home_dir',
-           'data_dir', 'run_dir', 'near', 'find', 'did_you_mean', 'check_type', 'say_once', 'FloatCalls',
-           'literal_assignments', 'parameter_cells', 'check_parameter', 'check_parameters']
+           'data_dir', 'run_dir', 'near', 'find', 'import_before_tests', 'did_you_mean', 'check_type', 'say_once',
+           'FloatCalls', 'literal_assignments', 'parameter_cells', 'check_parameter', 'check_parameters']
 
 # %% ../nbs/00_notebook.ipynb #a5ce48cd
 import ast
 import difflib
 import functools
+import gc
+import importlib
 import logging
 import math
 import multiprocessing.util
@@ -110,6 +112,16 @@ def find(
     "Where a file or folder of the settings lies."
     places = near(name)
     return next((place for place in places if place.exists()), places[0])
+
+# %% ../nbs/00_notebook.ipynb #7b3d51a2
+def import_before_tests(
+    cells=(),  # that `nbdev_test` will run; none is looked at
+) -> None:
+    "What nearly every notebook imports, once: `nbdev_test` calls this (test_setup in pyproject.toml) before it forks its processes."
+    for name in ("matplotlib.pyplot", "pandas", "peft", "transformers.trainer"):
+        importlib.import_module(name)
+    gc.freeze()  # and no garbage collection, of which a training makes several, looks through it again
+
 
 # %% ../nbs/00_notebook.ipynb #4c1119f4
 def did_you_mean(

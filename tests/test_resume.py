@@ -1,6 +1,8 @@
 """A training that was killed, with one process or two, goes on to the same weights and the same log."""
 
+import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,17 +31,27 @@ def begin(name, resume=None):
     stores = world(settings, progress=False)
     load_tasks(stores["train"], settings.seed, progress=False)
     Run(name, settings, data_hash=world_hash(stores), resume=resume)
+    if (
+        name != "codebook" and not (run_dir(name) / "codebook").exists()
+    ):  # the same settings and scenes: the same for all
+        shutil.copytree(trained_codebook(), run_dir(name) / "codebook")
     run_codebook(settings, name, stores["train"])
     return settings
 
 
+@functools.cache
+def trained_codebook():
+    begin("codebook")
+    return run_dir("codebook") / "codebook"
+
+
 class Deadly(perceptio.trainer.RunLog):
-    "Also kills the first process (kill -9) after step 4, before its checkpoint, or while this lacks only its last word."
+    "Also kills the first process (kill -9) after step 4, before its checkpoint, or after step 6, while this lacks only its last word."
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.process_index == 0 and os.environ["DIE"] == "between" and state.global_step == 4:
             os.kill(os.getpid(), signal.SIGKILL)
-        if args.process_index == 0 and os.environ["DIE"] == "saving" and state.global_step == 4:
+        if args.process_index == 0 and os.environ["DIE"] == "saving" and state.global_step == 6:
             perceptio.trainer.write_json = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -65,16 +77,17 @@ def found(name):
     return (run_dir(name) / "checkpoint" / "model.safetensors").read_bytes(), [row for row in rows if "loss" in row]
 
 
-@pytest.mark.parametrize("when", ["between", "saving"])
-def test_killed_at_two_processes_and_resumed(when, monkeypatch):
-    name = f"killed-{when}"
-    settings = begin(name)
-    monkeypatch.setenv("DIE", when)
-    with pytest.raises(RuntimeError, match="process 0 of 2 failed: .*SIGKILL"):
-        launch(train_and_die, settings, name, processes=2)
-    assert (run_dir(name) / "checkpoint-4" / "optimizer.pt").exists() == (when == "saving")
-    assert checkpoint_step(run_dir(name)) == 3
-    launch(train_run, begin(name, 3), name, curve_points=0, processes=2)
+def test_killed_twice_at_two_processes_and_resumed(monkeypatch):
+    "Between two checkpoints, and in the middle of one."
+    settings, name = begin("killed"), "killed"
+    for when, last in (("between", 3), ("saving", 5)):
+        monkeypatch.setenv("DIE", when)
+        with pytest.raises(RuntimeError, match="process 0 of 2 failed: .*SIGKILL"):
+            launch(train_and_die, settings, name, processes=2)
+        assert (run_dir(name) / f"checkpoint-{last + 1}" / "optimizer.pt").exists() == (when == "saving")
+        assert checkpoint_step(run_dir(name)) == last
+        settings = begin(name, last)
+    launch(train_run, settings, name, curve_points=0, processes=2)
     weights, log = found(name)
     expected, log_of_whole = found(whole_run(2))
     assert weights == expected
@@ -91,8 +104,8 @@ def test_killed_at_one_process_and_resumed(monkeypatch):
     )
     torch.set_num_threads(1)  # sums in another order are other sums
     assert subprocess.run([sys.executable, "-c", code], env=environ, check=False).returncode == -signal.SIGKILL
-    assert checkpoint_step(run_dir(name)) == 3
-    launch(train_run, begin(name, 3), name, curve_points=0)
+    assert checkpoint_step(run_dir(name)) == 5
+    launch(train_run, begin(name, 5), name, curve_points=0)
     weights, log = found(name)
     expected, log_of_whole = found(whole_run(1))
     assert weights == expected
