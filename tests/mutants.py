@@ -39,6 +39,9 @@ NAMES = {a: b for pair in PAIRS.split(", ") for a, b in (pair.split(), pair.spli
 STRINGS = {"bilinear": "nearest", "cosine": "linear", "zeros": "border", "token": "group", "at": "previous"}
 EQUIVALENT = {  # notebook, the changed line -> why no test can notice
     ("15_backbone", "side, quarter = round((embedding.shape[1] + 1) ** 0.5), embedding.shape[2] // 4"): "the root of n * n + 2 rounds to n for every n above 1, and a grid of one cell has no sides to tell apart",
+    ("26c_curation", "(a, b, w, h), (c, d, v, g) = other, one"): "intersection over union is the same whichever box comes first, to the last bit",
+    ("40_metrics", 'if mask.dtype.kind not in "iu" or mask.min(initial=0) < 0 or mask.max(initial=1) > 1:'): "a largest value above 1 is above 1 beside a 0 and beside a 1",
+    ("16b_saving", "trained = {name for name, p in model.named_parameters() if True}"): "torch has left frozen parameters out already (ignore_frozen_params); the names keep buffers out, which are no parameters either way",
 }  # fmt: skip
 SKIPPED = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)
 
