@@ -136,6 +136,7 @@ def conversion(rng, folder, kind):
 @cache
 def codebook():
     with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
         made = DepthCodebook(8, 4, 40, 5, "compact")
     folder = Path(tempfile.mkdtemp(prefix="perceptio-fuzz-")) / "codebook"
     made.save_pretrained(folder)
