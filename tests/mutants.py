@@ -323,7 +323,7 @@ def record(samples, first, verdicts, seconds):
         run.finish(**metrics)
     more = dict(
         places=sum(map(changes_something, all_mutants())),
-        protocol="one change at a time; first: by the tests that the sample met; mended: survivors once more, by the tests of this commit; 95 % interval by Wilson",
+        protocol="one change at a time; first: by the tests that the sample met when it was drawn; mended: survivors once more, after tests were added; 95 % interval by Wilson",
     )
     write_result("mutants", metrics, run, code, seconds=seconds, **more, **lists)
     return metrics
@@ -338,13 +338,17 @@ def main(argv=None):
     parser.add_argument("--again", action="store_true", help="run survivors again: tests were added")
     asked = parser.parse_args(argv)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    file, samples = FOLDER / "verdicts.json", {seed: draw(asked.count, seed) for seed in asked.seeds}
-    state = json.loads(file.read_text()) if file.is_file() else dict(verdicts={}, unchanged={}, seconds=0.0)
-    first, verdicts = state.setdefault("first", dict(state["verdicts"])), state["verdicts"]
+    file, new = FOLDER / "verdicts.json", dict(verdicts={}, first={}, unchanged={}, seconds=0.0, samples={})
+    state = json.loads(file.read_text()) if file.is_file() else new
+    first, verdicts, whole = state["first"], state["verdicts"], state["samples"]
+    samples = {seed: whole.get(str(seed)) or draw(asked.count, seed) for seed in asked.seeds}
     load_libraries()
     start, before = time.monotonic(), state["seconds"]
     everything = {name(m): m for sample in samples.values() for m in sample}
-    again = lambda m: asked.again and not verdicts[name(m)] and not is_equivalent(m, "")
+    there = set(
+        map(name, all_mutants())
+    )  # a sample that was run to its end stays as it was, though its cells may change
+    again = lambda m: asked.again and not verdicts[name(m)] and not is_equivalent(m, "") and name(m) in there
     todo = [m for key, m in everything.items() if key not in verdicts or again(m)]
     for m in run_mutants(todo, FOLDER / "log.txt", 60 * asked.minutes, asked.limit, state["unchanged"]):
         verdicts[name(m)], state["seconds"] = m["killed"], before + time.monotonic() - start
@@ -354,6 +358,8 @@ def main(argv=None):
     if left := sum(key not in verdicts for key in everything):
         print(f"{left} of {len(everything)} are left: the same command goes on")
     else:
+        whole |= {str(seed): sample for seed, sample in samples.items()}
+        file.write_text(json.dumps(state, indent=1))
         print(json.dumps(record(samples, first, verdicts, state["seconds"]), indent=1))
 
 
