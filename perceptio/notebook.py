@@ -20,6 +20,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import perceptio
 
@@ -120,7 +121,9 @@ def import_before_tests(
     "What nearly every notebook imports, once: `nbdev_test` calls this (test_setup in pyproject.toml) before it forks its processes."
     for name in ("matplotlib.pyplot", "pandas", "peft", "transformers.trainer"):
         importlib.import_module(name)
-    gc.freeze()  # and no garbage collection, of which a training makes several, looks through it again
+    memory = importlib.import_module("accelerate.utils.memory")
+    memory.gc = SimpleNamespace(collect=lambda: None)
+    gc.freeze()
 
 
 # %% ../nbs/00_notebook.ipynb #4c1119f4

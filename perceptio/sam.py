@@ -11,6 +11,7 @@ __all__ = ['SAM_TINY', 'VIDEO_PARTS', 'HYDRA', 'SAM_FILES', 'IMAGE_MEAN', 'IMAGE
 import sys
 import threading
 from contextlib import contextmanager
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -94,6 +95,14 @@ def hydra_untouched():
                 sys.modules.pop("sam2", None)  # sam2's own builder needs the Hydra that the program's own import sets up
 
 
+@cache
+def _config(name):
+    "What a configuration of sam2 says; OmegaConf reads it slowly, and copies what it merges."
+    from omegaconf import OmegaConf
+
+    return OmegaConf.load(resources.files("sam2") / sam_config_file(name))
+
+
 def build_sam2_whole(
     settings: Settings,  # reads sam_config, sam_image_size, mask_dim, seed
 ) -> nn.Module:  # SAM2Base with random weights
@@ -106,7 +115,7 @@ def build_sam2_whole(
     overrides = tiny_overrides(size, dim) if name == SAM_TINY else [f"++model.image_size={size}"]
     with hydra_untouched(), torch.random.fork_rng(devices=[]):
         written = OmegaConf.from_dotlist([line.removeprefix("++") for line in overrides])
-        config = OmegaConf.merge(OmegaConf.load(resources.files("sam2") / sam_config_file(name)), written)
+        config = OmegaConf.merge(_config(name), written)
         torch.manual_seed(settings.seed)
         return instantiate(config.model, _recursive_=True).to(torch.get_default_device()).eval()
 

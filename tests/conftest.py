@@ -1,7 +1,6 @@
 """What all tests share. IN_TEST sends everything a test writes to a temporary folder, as under nbdev_test."""
 
 import ast
-import gc
 import json
 import os
 from pathlib import Path
@@ -27,7 +26,11 @@ LONGEST = "launch sequence resume benchmarks foreign_annotations depth_cache for
 def pytest_collection_modifyitems(items):
     place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
-    gc.freeze()  # what was imported is not looked through by each of the hundreds of collections to come
+    from perceptio.notebook import (
+        import_before_tests,
+    )  # not above: mutants.py takes this file, and its package from elsewhere
+
+    import_before_tests()
 
 
 def cells(path):
