@@ -2,7 +2,7 @@
 # make check-1B install, then the whole way at the real shapes of 1B with random weights, on the CPU: is there memory, is the way open (minutes);
 #               picture and result in runs/check-1B/
 # make test     install, then run every notebook at smoke size, then pytest; both with one process per core
-# make mutants  would the tests notice a mistake? Sixty drawn changes of one line, one at a time (an hour on one core; stopped, it goes on); score in runs/mutants/
+# make mutants  would the tests notice a mistake? Sixty drawn changes of one line, one at a time (some 15 minutes on one core; stopped, it goes on); score in runs/mutants/
 # make kills    is a run that was killed, or whose disk was full, still the same? Thirty drawn strikes at small runs (some twenty minutes on one core; stopped, it goes on);
 #               counts in runs/kills/
 # make results  for maintainers: the results of the runs named by PUBLISH become the published ones, and figures/ and README's table are made anew; refuses a tree
