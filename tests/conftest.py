@@ -24,11 +24,10 @@ LONGEST = "launch sequence resume benchmarks foreign_annotations depth_cache for
 
 
 def pytest_collection_modifyitems(items):
+    "The package is not imported above: mutants.py imports this file, and runs another copy of the package."
     place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
-    from perceptio.notebook import (
-        import_before_tests,
-    )  # not above: mutants.py takes this file, and its package from elsewhere
+    from perceptio.notebook import import_before_tests
 
     import_before_tests()
 
