@@ -489,12 +489,10 @@ def record(cases, verdicts, seed, seconds, code):
         metrics[f"{kind}s"] = {k: total[k] for k in ("n", "same", "strikes")} | dict(
             phases={k: dict(v) for k, v in phases.items()}
         )
-    with Run("kills", Settings.load("smoke"), FOLDER, data_hash=code) as run:
+    with Run("kills", Settings.load("smoke", seed=seed), FOLDER, data_hash=code) as run:
         run.finish(**metrics)
-    more = dict(
-        seed=seed, protocol="same: every file that is kept is that of a run that nothing interrupted, clocks apart"
-    )
-    write_result("kills", metrics | lists, run, code, seconds=seconds, n=len(cases), **more)
+    same = "same: every file that is kept is that of a run that nothing interrupted, clocks apart"
+    write_result("kills", metrics | lists, run, code, seconds=seconds, n=len(cases), protocol=same)
     return metrics
 
 

@@ -81,3 +81,16 @@ def test_another_weight_or_word_is_a_difference_and_another_time_is_none(tmp_pat
         put(place, files[place][:12])
         assert "cut" in kills.differences(whole, tmp_path, complete=False)[0]
         put(place, files[place])
+
+
+def test_the_record_counts_by_phase(tmp_path, monkeypatch):
+    monkeypatch.setenv("IN_TEST", "1")
+    monkeypatch.setattr(kills, "FOLDER", tmp_path)
+    cases, code = [kills.Case("kill", "train", "step", 2, 0), kills.Case("kill", "train", "step", 2, 1)], "0" * 64
+    verdicts = {kills.name(cases[0], 3, code): dict(strikes=["a", "b"])}
+    verdicts[kills.name(cases[1], 3, code)] = dict(strikes=["c"], fault="half")
+    kills.record(cases, verdicts, 3, 1.5, code)
+    result = json.loads((tmp_path / "results" / "kills.json").read_text())
+    counts = {"n": 2, "same": 1, "strikes": 3}
+    assert result["metrics"]["kills"] == counts | {"phases": {"train: step, processes: 2": counts}}
+    assert (result["seed"], result["n"], [f["fault"] for f in result["metrics"]["faults"]]) == (3, 2, ["half"])
