@@ -20,6 +20,7 @@ import psutil
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from .files import end_with_parent
 from .paper_mixture import MIXTURE_PARTS, PaperMixture, Source
 from .rows import Report, RowFile, encode_mask, write_rows
 from .settings import Settings
@@ -192,7 +193,7 @@ def probe(
 
 def in_new_process(function, *arguments):
     "What a function returns in a process that shares nothing with this one."
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         return pool.submit(function, *arguments).result()
 
 # %% ../nbs/46b_data_benchmark.ipynb #0dba7c69

@@ -37,6 +37,7 @@ from .codebook_training import train_codebook
 from .depth_store import Depth, named_codebook
 from .dry_run import check_requirements, check_room, device_memory, memory_table, meta_model, parameter_table
 from .example import no_teacher, rendered_depth, write_example
+from .files import end_with_parent
 from .generation import Perceptio
 from .notebook import data_dir, home_dir, in_test, run_dir
 from .prepare import prepare_sources, rows_dir, rows_hash
@@ -125,6 +126,7 @@ def temporary_home(
 
 
 def _move_in(home):
+    end_with_parent()
     os.environ |= {"PERCEPTIO_HOME": home} | ({"PERCEPTIO_SCRATCH": home} if in_test() else {})
 
 

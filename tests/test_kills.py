@@ -94,3 +94,18 @@ def test_the_record_counts_by_phase(tmp_path, monkeypatch):
     counts = {"n": 2, "same": 1, "strikes": 3}
     assert result["metrics"]["kills"] == counts | {"phases": {"train: step, processes: 2": counts}}
     assert (result["seed"], result["n"], [f["fault"] for f in result["metrics"]["faults"]]) == (3, 2, ["half"])
+
+
+def test_readme_says_what_was_published():
+    found = json.loads((kills.ROOT / "data" / "results" / "kills.json").read_text())["metrics"]
+    said = (
+        (kills.ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("`make kills` stops")[2]
+        .partition("kills.json")[0]
+    )
+    counts = [
+        f"{found['kills']['same']} of {found['kills']['n']} kills",
+        f"{found['disks']['same']} of {found['disks']['n']} full disks",
+    ]
+    assert said and all(count in said for count in counts), counts
