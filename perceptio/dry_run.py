@@ -135,7 +135,7 @@ def check_room(
         raise ValueError(f"size {settings.size!r} takes about {needed:.1f} GiB on each device, and {memory:.1f} are free: use a smaller size, gradient_checkpointing, a shorter max_length, or parallel = fsdp2 on several GPUs")
     written = (settings.keep_checkpoints + 1) * 12 * parts["trained"].sum() / 2**30  # weights and two moments; one is written while the others are kept
     if written > disk:
-        raise ValueError(f"the checkpoints of size {settings.size!r} take about {written:.1f} GiB, and {disk:.1f} are free on the disk of runs/: make room, or lower keep_checkpoints")
+        raise ValueError(f"the checkpoints of size {settings.size!r} take about {written:.3f} GiB, and {disk:.3f} are free on the disk of runs/: make room, or lower keep_checkpoints")
 
 # %% ../nbs/29_dry_run.ipynb #b5446531
 def schedule_table(
