@@ -4,7 +4,7 @@ import ast
 import re
 
 import pytest
-from conftest import MODULES, NOTEBOOKS, ROOT, tree
+from conftest import LONGEST, MODULES, NOTEBOOKS, ROOT, tree
 
 MODULE = pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -52,3 +52,9 @@ def test_files_are_opened_in_one_place(path):
     openers |= {"np.load": {"weights", "scenes"}, "zipfile.ZipFile": {"weights"}, "tarfile.open": set()}
     for opener, allowed in openers.items():
         assert path.stem in allowed or not re.search(rf"\b{re.escape(opener)}\(", path.read_text(encoding="utf-8"))
+
+
+def test_the_files_that_are_begun_first_exist():
+    "A renamed file would silently be begun last."
+    there = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {f"test_{name}" for name in LONGEST} <= there
