@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-LAZY = {"Perceptio": "generation", "PerceptioOutput": "answers", "Settings": "settings"}
+LAZY = {"Perceptio": "method.generation", "PerceptioOutput": "method.answers", "Settings": "core.settings"}
 
 
 def __getattr__(name):

@@ -9,8 +9,18 @@ os.environ["IN_TEST"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests of several processes run on the CPU
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))
-MODULES = sorted(p for p in (ROOT / "perceptio").glob("*.py") if not p.name.startswith("_"))
+# The folders of nbs/ and of the package, lowest first: a folder imports from those before it.
+FLOORS = "core method convert world data pretrain evaluate train report testing".split()
+NOTEBOOKS = [
+    *sorted((ROOT / "nbs").glob("[!_.]*.ipynb")),
+    *(path for floor in FLOORS for path in sorted((ROOT / "nbs" / floor).glob("[!_.]*.ipynb"))),
+]
+MODULES = [p for floor in FLOORS for p in sorted((ROOT / "perceptio" / floor).glob("[!_]*.py"))]
+
+
+def dotted(path):
+    "The name of a module of the package without `perceptio.`, such as method.losses."
+    return f"{path.parent.name}.{path.stem}"
 
 
 def pytest_addoption(parser):
@@ -27,7 +37,7 @@ def pytest_collection_modifyitems(items):
     "The package is not imported above: mutants.py imports this file, and runs another copy of the package."
     place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
-    from perceptio.notebook import import_before_tests
+    from perceptio.core.notebook import import_before_tests
 
     import_before_tests()
 
@@ -57,10 +67,10 @@ def write_stand_in(folder):
     "A base of the smoke size as pretraining leaves it, language/ and sam/, of a seed that the settings do not have."
     import torch
 
-    from perceptio.backbone import build_backbone, build_tokenizer
-    from perceptio.model import TEST_WORDS
-    from perceptio.sam import build_sam, save_sam
-    from perceptio.settings import Settings
+    from perceptio.core.settings import Settings
+    from perceptio.method.backbone import build_backbone, build_tokenizer
+    from perceptio.method.model import TEST_WORDS
+    from perceptio.method.sam import build_sam, save_sam
 
     settings, tokenizer = Settings.load("smoke", seed=7), build_tokenizer(TEST_WORDS)
     torch.manual_seed(7)

@@ -1,7 +1,7 @@
 """What .ci/run asks of the installation, with a network and without installing anything for good (pytest does not collect this file).
 
 The wheel works alone, with masks after one documented line; the pins resolve on every Python that README names; no line that README or
-nbs/00c_optional.ipynb shows would change a package of the tested environment.
+nbs/core/06_optional.ipynb shows would change a package of the tested environment.
 """
 
 import importlib.metadata
@@ -28,16 +28,16 @@ import importlib.util, pkgutil, sys
 from pathlib import Path
 import numpy as np
 import perceptio
-from perceptio.generation import Perceptio
-from perceptio.codebook import DepthCodebook
-from perceptio.model import build_model
-from perceptio.saving import save_model
-from perceptio.settings import Settings
+from perceptio.method.generation import Perceptio
+from perceptio.method.codebook import DepthCodebook
+from perceptio.method.model import build_model
+from perceptio.method.saving import save_model
+from perceptio.core.settings import Settings
 
 site, sam2 = map(Path, sys.argv[1:])
 assert Path(perceptio.__file__).is_relative_to(site), perceptio.__file__
-for module in pkgutil.iter_modules(perceptio.__path__):
-    importlib.import_module(f"perceptio.{module.name}")
+for module in pkgutil.walk_packages(perceptio.__path__, "perceptio."):
+    importlib.import_module(module.name)
 assert Settings.load("8B").lora_rank == 256
 settings = Settings.load("smoke")
 sys.modules["sam2"] = None  # as it is before the documented line
@@ -84,14 +84,14 @@ def plain(name):
 
 def documented():
     "(environment, whose pip, arguments) of every line that README and the lesson on optional parts show."
-    from perceptio.optional import OPTIONAL
+    from perceptio.core.optional import OPTIONAL
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = [line for part in OPTIONAL.values() for line in part.line.split(" && ") if NO_REGISTRY not in line]
     found = MARKED.findall("\n".join([text, *lines]))
     if len(found) != text.count("pip install") + len(lines) or not lines:
         sys.exit(
-            "a line with `pip install` in README.md or nbs/00c_optional.ipynb is not understood by tests/installs.py"
+            "a line with `pip install` in README.md or nbs/core/06_optional.ipynb is not understood by tests/installs.py"
         )
     return list(dict.fromkeys(found))
 

@@ -57,15 +57,15 @@ def train(processes):
 
 
 def codebook(processes):
-    import perceptio.codebook_training as made
+    import perceptio.method.codebook_training as made
 
     made.train_codebook = functools.partial(made.train_codebook, every=3)
     notebook("train_codebook", size="smoke", steps=15)
 
 
 def pretrain(processes):
-    import perceptio.pretrain_masks as masks
-    import perceptio.trainer as trainer
+    import perceptio.pretrain.masks as masks
+    import perceptio.train.trainer as trainer
 
     arguments = trainer.training_arguments
     trainer.training_arguments = lambda *a, **k: arguments(*a, **k | dict(save_steps=1))
@@ -74,14 +74,14 @@ def pretrain(processes):
 
 
 def scenes(processes):
-    from perceptio.notebook import data_dir
-    from perceptio.scenes import write_split
+    from perceptio.core.notebook import data_dir
+    from perceptio.world.scenes import write_split
 
     return write_split(data_dir() / "scenes", "base", SCENES, px=64, workers=processes, progress=False)
 
 
 def cache(processes):
-    from perceptio.launch import launch
+    from perceptio.core.launch import launch
 
     scenes(processes)
     launch(depth_tokens, processes=processes)
@@ -91,11 +91,11 @@ def depth_tokens():
     "What each process of `cache` does."
     import torch
 
-    from perceptio.codebook import DepthCodebook
-    from perceptio.depth_cache import write_depth_tokens
-    from perceptio.notebook import data_dir
-    from perceptio.scenes import SceneStore
-    from perceptio.settings import Settings
+    from perceptio.core.notebook import data_dir
+    from perceptio.core.settings import Settings
+    from perceptio.data.depth_cache import write_depth_tokens
+    from perceptio.method.codebook import DepthCodebook
+    from perceptio.world.scenes import SceneStore
 
     torch.manual_seed(0)
     codebook, store = DepthCodebook.from_settings(Settings.load("smoke")), SceneStore(data_dir() / "scenes" / "base")
@@ -108,13 +108,13 @@ def depth_tokens():
 COMMANDS = dict(train=train, codebook=codebook, pretrain=pretrain, scenes=scenes, cache=cache)
 READERS = "train", "codebook", "cache"  # commands that begin with the scenes that are there
 PHASES = {  # while one of these runs, the command is in that phase
-    "step": ("perceptio.trainer:PerceptioTrainer.training_step",),
-    "save": ("perceptio.trainer:PerceptioTrainer._save_checkpoint", "perceptio.training:save_model"),
-    "result": ("perceptio.results:write_parts", "perceptio.record:Run.finish"),
-    "scenes": ("perceptio.scenes:_render",),
-    "cache": ("perceptio.depth_cache:_make_mine", "perceptio.depth_cache:_join"),
-    "codebook": ("perceptio.codebook_training:train_codebook", "perceptio.codebook_training:save_codebook"),
-    "pretrain": ("perceptio.pretrain_masks:MaskPretrainer.step", "perceptio.pretrain_masks:MaskPretrainer.save", "perceptio.pretrain_language:save_base"),
+    "step": ("perceptio.train.trainer:PerceptioTrainer.training_step",),
+    "save": ("perceptio.train.trainer:PerceptioTrainer._save_checkpoint", "perceptio.train.run:save_model"),
+    "result": ("perceptio.report.results:write_parts", "perceptio.core.record:Run.finish"),
+    "scenes": ("perceptio.world.scenes:_render",),
+    "cache": ("perceptio.data.depth_cache:_make_mine", "perceptio.data.depth_cache:_join"),
+    "codebook": ("perceptio.method.codebook_training:train_codebook", "perceptio.method.codebook_training:save_codebook"),
+    "pretrain": ("perceptio.pretrain.masks:MaskPretrainer.step", "perceptio.pretrain.masks:MaskPretrainer.save", "perceptio.pretrain.language:save_base"),
 }  # fmt: skip
 KILLS = [  # command, phase, processes, how many
     ("train", "step", 1, 3), ("train", "step", 2, 2), ("train", "save", 1, 2), ("train", "save", 2, 2), ("train", "result", 1, 2),
@@ -182,8 +182,8 @@ def in_child(command, processes, home, arming):
     os.environ["PERCEPTIO_HOME"] = str(home)
     os.environ.pop("IN_TEST", None)
     os.chdir(ROOT)
-    if "perceptio.launch" in sys.modules:
-        launcher = sys.modules["perceptio.launch"]
+    if "perceptio.core.launch" in sys.modules:
+        launcher = sys.modules["perceptio.core.launch"]
         launch = launcher.launch
         launcher.launch = lambda function, *a, **k: launch(functools.partial(armed, arming, function), *a, **k)
     arm(*arming)
@@ -447,7 +447,7 @@ def name(case, seed, code):
 
 def code_name():
     "What the verdicts are about: the notebooks, and this file."
-    from perceptio.files import hash_files
+    from perceptio.core.files import hash_files
 
     return hash_files(ROOT, ["tests/kills.py", *(p.relative_to(ROOT).as_posix() for p in NOTEBOOKS)])
 
@@ -471,8 +471,8 @@ def run_cases(cases, seed, folder, log, minutes):
 
 def record(cases, verdicts, seed, seconds, code):
     "Write what happened with its origin."
-    from perceptio.record import Run, write_result
-    from perceptio.settings import Settings
+    from perceptio.core.record import Run, write_result
+    from perceptio.core.settings import Settings
 
     os.environ.pop("IN_TEST", None)  # conftest sets it
     metrics, lists = {}, dict(faults=[])
@@ -501,7 +501,9 @@ def load_everything():
     from mutants import load_libraries
 
     load_libraries()
-    for module in "training launch dry_run results pretrain_masks pretrain_language depth_cache".split():
+    for (
+        module
+    ) in "train.run core.launch train.dry_run report.results pretrain.masks pretrain.language data.depth_cache".split():
         importlib.import_module(f"perceptio.{module}")
 
 

@@ -23,14 +23,27 @@ from pathlib import Path
 from conftest import NOTEBOOKS, ROOT, cells, module_name, source
 
 FOLDER = ROOT / "runs" / "mutants"
-ROOMS = {  # the numbers of the notebooks
-    "method": ("10", "10b", "11", "12", "13", "14", "14b", "14c", "15", "15b", "15d", "16", "16b", "16c", "16d", "16e", "17", "30", "30b"),
-    "data": ("21", "22", "23", "23b", "25a", "25b", "25c", "26b", "26c", "26d", "27", "27b", "27c", "27e"),
-    "evaluation": ("25", "39", "39b", "40", "41", "41b", "41c", "42", "42b", "42c", "42d", "43"),
+ROOMS = {  # the notebooks, by their folders' and modules' names
+    "method": {
+        "method": "tokens vqvae codebook codebook_training losses soft_merge sam mask_head new_rows chat backbone backbone_files samples"
+        " model saving decoding answers conversation generation",
+        "convert": "checkpoints",
+        "pretrain": "dense_heads",
+        "train": "trainer",
+    },
+    "data": {
+        "world": "mixture",
+        "data": "rows refcoco_files instruct_files refcoco llava grounded ade20k hardblink own depth_cache depth_store curation"
+        " joint_set paper_mixture lengths",
+    },
+    "evaluation": {
+        "world": "marked_points",
+        "evaluate": "intervals depth_metrics metrics masks depth text marked_points hardblink refcoco wording suite",
+    },
 }  # fmt: skip
 ALSO = {  # what is run beside a module's own notebook: where it is used
-    "losses": "16_model", "segmentation": "16_model", "soft_merge": "16_model", "new_rows": "16_model", "chat": "15b_samples", "decoding": "17_generation",
-    "conversation": "17_generation",
+    **dict.fromkeys(("losses", "mask_head", "soft_merge", "new_rows"), "method/14_model"), "chat": "method/13_samples",
+    **dict.fromkeys(("decoding", "conversation"), "method/19_generation"),
 }  # fmt: skip
 COMPARE = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.In: "not in", ast.NotIn: "in", ast.Is: "is not", ast.IsNot: "is"}  # fmt: skip
 ARITHMETIC = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "/", ast.Mod: "*", ast.Pow: "*", ast.BitAnd: "|", ast.BitOr: "&"}  # fmt: skip
@@ -38,10 +51,10 @@ PAIRS = "min max, any all, sum mean, argmax argmin, amin amax, zeros ones, floor
 NAMES = {a: b for pair in PAIRS.split(", ") for a, b in (pair.split(), pair.split()[::-1])}
 STRINGS = {"bilinear": "nearest", "cosine": "linear", "zeros": "border", "token": "group", "at": "previous"}
 EQUIVALENT = {  # notebook, the changed line -> why no test can notice
-    ("15_backbone", "side, quarter = round((embedding.shape[1] + 1) ** 0.5), embedding.shape[2] // 4"): "the root of n * n + 2 rounds to n for every n above 1, and a grid of one cell has no sides to tell apart",
-    ("26c_curation", "(a, b, w, h), (c, d, v, g) = other, one"): "intersection over union is the same whichever box comes first, to the last bit",
-    ("40_metrics", 'if mask.dtype.kind not in "iu" or mask.min(initial=0) < 0 or mask.max(initial=1) > 1:'): "a largest value above 1 is above 1 beside a 0 and beside a 1",
-    ("16b_saving", "trained = {name for name, p in model.named_parameters() if True}"): "torch has left frozen parameters out already (ignore_frozen_params); the names keep buffers out, which are no parameters either way",
+    ("method/11_backbone", "side, quarter = round((embedding.shape[1] + 1) ** 0.5), embedding.shape[2] // 4"): "the root of n * n + 2 rounds to n for every n above 1, and a grid of one cell has no sides to tell apart",
+    ("data/12_curation", "(a, b, w, h), (c, d, v, g) = other, one"): "intersection over union is the same whichever box comes first, to the last bit",
+    ("evaluate/03_metrics", 'if mask.dtype.kind not in "iu" or mask.min(initial=0) < 0 or mask.max(initial=1) > 1:'): "a largest value above 1 is above 1 beside a 0 and beside a 1",
+    ("method/15_saving", "trained = {name for name, p in model.named_parameters() if True}"): "torch has left frozen parameters out already (ignore_frozen_params); the names keep buffers out, which are no parameters either way",
 }  # fmt: skip
 SKIPPED = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)
 
@@ -167,14 +180,28 @@ def mutants_of(path, room=""):
             raw = text.encode()
             changed = (raw[:start] + new.encode() + raw[end:]).decode()
             was, now = (t.split("\n")[raw[:start].count(b"\n")].strip() for t in (text, changed))
-            yield dict(room=room, notebook=path.stem, cell=cell, was=was, now=now, text=text, changed=changed)
+            yield dict(
+                room=room,
+                notebook=f"{path.parent.name}/{path.stem}",
+                cell=cell,
+                was=was,
+                now=now,
+                text=text,
+                changed=changed,
+            )
 
 
 def all_mutants():
     "Every mutant of the rooms."
-    for room, numbers in ROOMS.items():
-        for path in (p for number in numbers for p in (ROOT / "nbs").glob(f"{number}_*.ipynb")):
-            yield from mutants_of(path, room)
+    for room, folders in ROOMS.items():
+        for path in (
+            p
+            for f, names in folders.items()
+            for n in names.split()
+            for p in (ROOT / "nbs" / f).glob(f"[0-9]*_{n}.ipynb")
+        ):
+            if path.stem.partition("_")[2] in folders[path.parent.name].split():
+                yield from mutants_of(path, room)
 
 
 def changes_something(mutant):
@@ -198,7 +225,7 @@ def draw(count, seed):
 def mutate(home, mutant):
     "Write a mutant into a copied checkout: the cell and the module. Returns what was there."
     path = home / "nbs" / f"{mutant['notebook']}.ipynb"
-    module = home / "perceptio" / f"{module_name(path)}.py"
+    module = home / "perceptio" / f"{module_name(path).replace('.', '/')}.py"
     kept = {path: path.read_text(encoding="utf-8"), module: module.read_text(encoding="utf-8")}
     whole = json.loads(kept[path])
     (cell,) = (c for c in whole["cells"] if c["id"] == mutant["cell"])
@@ -293,7 +320,7 @@ def is_equivalent(mutant, verdict):
 
 def score(sample, verdicts):
     "How many were killed; those that change nothing are not counted."
-    from perceptio.intervals import wilson
+    from perceptio.evaluate.intervals import wilson
 
     real = [m for m in sample if not is_equivalent(m, verdicts[name(m)])]
     killed = {room: [bool(verdicts[name(m)]) for m in real if m["room"] == room] for room in ROOMS}
@@ -305,9 +332,9 @@ def score(sample, verdicts):
 
 def record(samples, first, verdicts, seconds):
     "Write the scores with their origin, by seed: as the sample found the tests, and after its survivors were looked at."
-    from perceptio.files import hash_files
-    from perceptio.record import Run, write_result
-    from perceptio.settings import Settings
+    from perceptio.core.files import hash_files
+    from perceptio.core.record import Run, write_result
+    from perceptio.core.settings import Settings
 
     os.environ.pop("IN_TEST", None)  # conftest sets it
     place = lambda m: dict(notebook=m["notebook"], was=m["was"], now=m["now"])
@@ -318,7 +345,7 @@ def record(samples, first, verdicts, seconds):
     }
     same = [m for s in samples.values() for m in s if is_equivalent(m, verdicts[name(m)])]
     lists["equivalents"] = [place(m) | dict(why=EQUIVALENT[m["notebook"], m["now"]]) for m in same]
-    code = hash_files(ROOT / "nbs", sorted(p.name for p in NOTEBOOKS if module_name(p)))
+    code = hash_files(ROOT / "nbs", sorted(p.relative_to(ROOT / "nbs").as_posix() for p in NOTEBOOKS if module_name(p)))
     with Run("mutants", Settings.load("smoke"), FOLDER, data_hash=code) as run:
         run.finish(**metrics)
     more = dict(

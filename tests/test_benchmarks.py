@@ -9,17 +9,17 @@ import pytest
 import torch
 from conftest import ROOT
 
-from perceptio.benchmarks import HARDBLINK_METRICS, WORLD_METRICS, lmms_command, lmms_results, write_tasks
-from perceptio.codebook import DepthCodebook
-from perceptio.depth_benchmarks import VARIANTS, hardblink_items, write_hardblink
-from perceptio.evaluation import ask, predict
-from perceptio.generation import Perceptio
-from perceptio.metrics import HardBlinkScore
-from perceptio.model import build_model
-from perceptio.saving import save_model
-from perceptio.scenes import fixture
-from perceptio.settings import Settings
-from perceptio.text_evaluation import evaluate_vqa, vqa_queries
+from perceptio.core.settings import Settings
+from perceptio.data.hardblink import VARIANTS, hardblink_items, write_hardblink
+from perceptio.evaluate.lmms import HARDBLINK_METRICS, WORLD_METRICS, lmms_command, lmms_results, write_tasks
+from perceptio.evaluate.masks import ask, predict
+from perceptio.evaluate.metrics import HardBlinkScore
+from perceptio.evaluate.text import evaluate_vqa, vqa_queries
+from perceptio.method.codebook import DepthCodebook
+from perceptio.method.generation import Perceptio
+from perceptio.method.model import build_model
+from perceptio.method.saving import save_model
+from perceptio.world.scenes import fixture
 
 BUDGET = 16  # text tokens, as in the tasks
 needs_lmms_eval = pytest.mark.skipif(not importlib.util.find_spec("lmms_eval"), reason="lmms-eval is not installed")
@@ -27,7 +27,7 @@ needs_lmms_eval = pytest.mark.skipif(not importlib.util.find_spec("lmms_eval"), 
 
 def test_the_plugin_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["entry-points"]["lmms_eval.models"] == {"perceptio": "perceptio.benchmarks:manifest"}
+    assert project["entry-points"]["lmms_eval.models"] == {"perceptio": "perceptio.evaluate.lmms:manifest"}
 
 
 WORDS = "(A) (B) (C) red blue green cube sphere left".split()

@@ -5,12 +5,12 @@ import re
 import pytest
 from conftest import ROOT
 
-from perceptio.foreign import BadSample
-from perceptio.published import random_checkpoint
-from perceptio.samples import Collator, Sample, Turn, encode_sample, prompt_ids
-from perceptio.settings import Settings
-from perceptio.tokenizers import convert_tokenizer
-from perceptio.tokens import PerceptionVocab
+from perceptio.convert.published import random_checkpoint
+from perceptio.convert.tokenizers import convert_tokenizer
+from perceptio.core.foreign import BadSample
+from perceptio.core.settings import Settings
+from perceptio.method.samples import Collator, Sample, Turn, encode_sample, prompt_ids
+from perceptio.method.tokens import PerceptionVocab
 
 SYSTEM = "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"

@@ -13,10 +13,11 @@ import torch
 from conftest import ROOT
 from safetensors import safe_open
 
-from perceptio.checkpoints import read_config, shard_files
-from perceptio.published import published_config, random_checkpoint, write_random
-from perceptio.settings import Settings
-from perceptio.tokenizers import convert_checkpoint
+from perceptio.convert.checkpoints import read_config
+from perceptio.convert.published import published_config, random_checkpoint, write_random
+from perceptio.convert.tokenizers import convert_checkpoint
+from perceptio.core.settings import Settings
+from perceptio.core.weights import shard_files
 
 MIB = 2**20
 MEASURED = """
@@ -25,7 +26,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from perceptio.checkpoints import convert_tensor, convert_weights, read_config, shard_files
+from perceptio.convert.checkpoints import convert_tensor, convert_weights, read_config
+from perceptio.core.weights import shard_files
 
 {first}
 

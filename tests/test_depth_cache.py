@@ -18,16 +18,16 @@ import torch.nn.functional as F
 from conftest import ROOT, cells, source
 from PIL import Image
 
-import perceptio.depth_cache
-from perceptio import codebook_training
-from perceptio.codebook import DepthCodebook, normalize_depth
-from perceptio.depth_cache import DepthTokens, write_depth_tokens
-from perceptio.depth_store import Depth, untrained, write_depth
-from perceptio.launch import launch
-from perceptio.notebook import run_dir
-from perceptio.record import Run, read_metrics, read_result, read_run
-from perceptio.scenes import fixture
-from perceptio.settings import Settings
+import perceptio.data.depth_cache
+from perceptio.core.launch import launch
+from perceptio.core.notebook import run_dir
+from perceptio.core.record import Run, read_metrics, read_result, read_run
+from perceptio.core.settings import Settings
+from perceptio.data.depth_cache import DepthTokens, write_depth_tokens
+from perceptio.data.depth_store import Depth, untrained, write_depth
+from perceptio.method import codebook_training
+from perceptio.method.codebook import DepthCodebook, normalize_depth
+from perceptio.world.scenes import fixture
 
 KEYS = [f"{i:02d}.jpg" for i in range(40)]
 MISSING = 30  # a row whose image is not there
@@ -67,7 +67,7 @@ def tiny_teacher():
     "Depth Anything with 37,813 random weights."
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
-    from perceptio.depth_teacher import DepthTeacher
+    from perceptio.data.depth_teacher import DepthTeacher
 
     stages = [f"stage{i}" for i in range(1, 5)]
     backbone = Dinov2Config(
@@ -118,7 +118,7 @@ def write_and_die(folder, die):
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
-    perceptio.depth_cache.os.replace = deadly
+    perceptio.data.depth_cache.os.replace = deadly
     if die == "cleaning":
         shutil.rmtree = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
     write(folder)
@@ -348,7 +348,7 @@ def test_another_codebook_is_refused(base):
 
 
 def test_the_same_tokens_as_in_memory(base):
-    from perceptio.mixture import scene_codes
+    from perceptio.world.mixture import scene_codes
 
     store = fixture()
     load, names = (lambda i: store[i].disparity), [str(i) for i in range(len(store))]

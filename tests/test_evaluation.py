@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from perceptio.depth_evaluation import MeanCodebook, evaluate_depth
-from perceptio.evaluation import FunctionPredictor, Scripted, Shared, ask, evaluate_res, predict, res_queries
-from perceptio.hardblink_evaluation import hardblink_hash, published_items
-from perceptio.launch import launch
-from perceptio.marker_evaluation import evaluate_hardblink, marked_items, token_replacement_test
-from perceptio.metrics import Score
-from perceptio.scenes import fixture
-from perceptio.text_evaluation import evaluate_vqa, vqa_queries
+from perceptio.core.launch import launch
+from perceptio.evaluate.depth import MeanCodebook, evaluate_depth
+from perceptio.evaluate.hardblink import hardblink_hash, published_items
+from perceptio.evaluate.marked_points import evaluate_hardblink, marked_items, token_replacement_test
+from perceptio.evaluate.masks import FunctionPredictor, Scripted, Shared, ask, evaluate_res, predict, res_queries
+from perceptio.evaluate.metrics import Score
+from perceptio.evaluate.text import evaluate_vqa, vqa_queries
+from perceptio.world.scenes import fixture
 
 BATCH = 7  # odd: the processes get parts of different lengths
 

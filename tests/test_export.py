@@ -18,7 +18,9 @@ def test_export_changes_nothing(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # under IN_TEST the index is not written
     command = [Path(sys.executable).parent / "nbdev_export"]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    here = {p.name: p.read_text() for p in (ROOT / "perceptio").glob("*.py")}
-    there = {p.name: p.read_text() for p in (tmp_path / "perceptio").glob("*.py")}
+    here, there = (
+        {p.relative_to(root).as_posix(): p.read_text() for p in (root / "perceptio").rglob("*.py")}
+        for root in (ROOT, tmp_path)
+    )
     assert sorted(here) == sorted(there)
     assert [name for name in here if here[name] != there[name]] == []

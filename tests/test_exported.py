@@ -12,14 +12,14 @@ from conftest import ROOT
 from PIL import Image
 from safetensors import safe_open
 
-from perceptio.backbone import image_tiles, image_tokens
-from perceptio.codebook import DepthCodebook
-from perceptio.model import build_model
-from perceptio.published import SMALL, random_checkpoint
-from perceptio.samples import prompt_ids
-from perceptio.saving import export_backbone, save_model
-from perceptio.settings import Settings
-from perceptio.tokenizers import convert_checkpoint
+from perceptio.convert.published import SMALL, random_checkpoint
+from perceptio.convert.tokenizers import convert_checkpoint
+from perceptio.core.settings import Settings
+from perceptio.method.backbone import image_tiles, image_tokens
+from perceptio.method.codebook import DepthCodebook
+from perceptio.method.model import build_model
+from perceptio.method.samples import prompt_ids
+from perceptio.method.saving import export_backbone, save_model
 
 QUESTION = "where is a red cube ?"
 STRANGER = """

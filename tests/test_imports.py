@@ -7,26 +7,50 @@ import subprocess
 import sys
 
 import pytest
-from conftest import MODULES, NOTEBOOKS, ROOT, cells, module_name, source, tree
+from conftest import MODULES, NOTEBOOKS, ROOT, cells, dotted, module_name, source, tree
 
 ORDER = [name for name in map(module_name, NOTEBOOKS) if name]
 
 
 def imported(path):
-    "Modules of this package that a module imports, anywhere in it."
+    "Modules of this package that a module imports, anywhere in it: method.losses, ..."
     for node in ast.walk(tree(path)):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            yield from [node.module] if node.module else [a.name for a in node.names]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("perceptio."):
-            yield node.module.split(".")[1]
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            here = ("perceptio", path.parent.name)[: 3 - node.level] if node.level else ()
+            names = [".".join([*here, node.module] if node.module else here)]
         elif isinstance(node, ast.Import):
-            yield from [a.name.split(".")[1] for a in node.names if a.name.startswith("perceptio.")]
+            names = [a.name for a in node.names]
+        for name in names:
+            if name.split(".")[0] == "perceptio" and name != "perceptio":
+                _, floor, *module = name.split(".")
+                yield from [f"{floor}.{module[0]}"] if module else [f"{floor}.{a.name}" for a in node.names]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_a_module_imports_only_from_earlier_notebooks(path):
-    later = [name for name in imported(path) if ORDER.index(name) >= ORDER.index(path.stem)]
+    "And so a folder imports only from itself and from those before it in FLOORS."
+    later = [name for name in imported(path) if ORDER.index(name) >= ORDER.index(dotted(path))]
     assert not later
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("from .losses import token_loss", ["method.losses"]),
+        ("from ..core.files import lock", ["core.files"]),
+        ("from perceptio.world.scenes import Scene", ["world.scenes"]),
+        ("from perceptio.world import scenes", ["world.scenes"]),
+        ("import perceptio.train.run as run", ["train.run"]),
+        ("def f():\n    from ..report.paper import reported", ["report.paper"]),
+        ("import perceptio, torch\nfrom pathlib import Path", []),
+    ],
+)
+def test_imports_are_seen(tmp_path, line, found):
+    path = tmp_path / "method" / "model.py"
+    path.parent.mkdir()
+    path.write_text(line)
+    assert list(imported(path)) == found
 
 
 def defined(path):
@@ -41,7 +65,7 @@ def defined(path):
 
 @functools.cache
 def homes():
-    return {path.stem: set(defined(path)) for path in MODULES}
+    return {dotted(path): set(defined(path)) for path in MODULES}
 
 
 def trees(path):
@@ -56,14 +80,19 @@ def trees(path):
 def test_a_name_is_imported_from_where_it_is_defined(path):
     "No module hands on a name of another: one place to import it from."
     nodes = [n for t in trees(path) for n in ast.walk(t) if isinstance(n, ast.ImportFrom)]
-    found = [(n.module.split(".")[1], a.name) for n in nodes if (n.module or "")[:10] == "perceptio." for a in n.names]
+    found = [
+        (n.module.partition(".")[2], a.name)
+        for n in nodes
+        if (n.module or "").count(".") == 2 and n.module.startswith("perceptio.")
+        for a in n.names
+    ]
     assert [f"{module}.{name}" for module, name in found if name not in homes()[module]] == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_a_module_offers_only_what_it_defines(path):
     lists = [n for n in tree(path).body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
-    assert set(ast.literal_eval(lists[0].value)) <= homes()[path.stem]
+    assert set(ast.literal_eval(lists[0].value)) <= homes()[dotted(path)]
 
 
 def test_no_public_name_stands_in_two_modules():
@@ -85,7 +114,7 @@ def run(code):
 HEAVY = ("torch", "transformers", "sam2", "peft", "accelerate", "numpy", "pandas", "matplotlib", "IPython")
 
 
-@pytest.mark.parametrize("module", ["perceptio", "perceptio.settings", "perceptio.record"])
+@pytest.mark.parametrize("module", ["perceptio", "perceptio.core.settings", "perceptio.core.record"])
 def test_light(module):
     assert run(f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])") == "[]"
 

@@ -18,14 +18,14 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback
 
-import perceptio.launch
-from perceptio.codebook import DepthCodebook
-from perceptio.launch import launch
-from perceptio.model import build_model, step_counts
-from perceptio.samples import Collator, Sample, Turn
-from perceptio.saving import gathered_state, saved_state
-from perceptio.settings import Settings
-from perceptio.trainer import SHARDED, PerceptioTrainer, training_arguments
+import perceptio.core.launch
+from perceptio.core.launch import launch
+from perceptio.core.settings import Settings
+from perceptio.method.codebook import DepthCodebook
+from perceptio.method.model import build_model, step_counts
+from perceptio.method.samples import Collator, Sample, Turn
+from perceptio.method.saving import gathered_state, saved_state
+from perceptio.train.trainer import SHARDED, PerceptioTrainer, training_arguments
 
 LORA = dict(train_llm="lora", new_embeddings="new_rows", lora_rank=4, lora_alpha=8, lora_dropout=0.1)
 
@@ -194,7 +194,7 @@ def free_port():
 
 def test_two_machines_meet():
     "The way of nbs/train.sbatch on this one: a launcher for each machine, one process each."
-    code = "import os; from perceptio.launch import launch; print(launch(os.getenv, 'RANK'))"
+    code = "import os; from perceptio.core.launch import launch; print(launch(os.getenv, 'RANK'))"
     machines, port = [], free_port()
     for node in (0, 1):
         environ = os.environ | dict(
@@ -227,7 +227,7 @@ def test_an_infinite_gradient_in_one_process_stops_both(tmp_path):
 
 def test_processes_end_with_their_launcher():
     "Also when it is killed and can stop nobody."
-    code = "import time; from perceptio import launch; launch.SLOW = ['perceptio.launch']; launch.launch(time.sleep, 600, processes=2)"
+    code = "import time; from perceptio.core import launch; launch.SLOW = ['perceptio.core.launch']; launch.launch(time.sleep, 600, processes=2)"
     launcher = subprocess.Popen([sys.executable, "-c", code])
     started, there = time.monotonic(), []
     while len(there) < 4 and time.monotonic() < started + 120:  # the server, its tracker, and the two
@@ -251,5 +251,5 @@ for name in sys.argv[1:]:
     __import__(name)
 assert not any(name.startswith("perceptio") for name in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code, *perceptio.launch.SLOW], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *perceptio.core.launch.SLOW], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from mutants import Places, changes_something, mutants_of, mutate, record
 
-from perceptio.results import problems
+from perceptio.report.results import problems
 
 CELL = """#| export
 def near(x: int, y, scale=2.0) -> bool:
@@ -46,10 +46,10 @@ def test_every_kind_of_place_is_found_and_nothing_else():
 
 
 def test_notebook_and_module_change_alike(tmp_path):
-    notebook = ROOT / "nbs" / "39_intervals.ipynb"
-    for folder, name in (("nbs", notebook.name), ("perceptio", "intervals.py")):
-        (tmp_path / folder).mkdir()
-        shutil.copy(ROOT / folder / name, tmp_path / folder)
+    notebook = ROOT / "nbs" / "evaluate/01_intervals.ipynb"
+    for name in ("nbs/evaluate/01_intervals.ipynb", "perceptio/evaluate/intervals.py"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     found = [m for m in mutants_of(notebook) if changes_something(m)]
     assert len(found) > 50
     for mutant in found[::9]:
@@ -61,13 +61,13 @@ def test_notebook_and_module_change_alike(tmp_path):
 
 def test_the_score_is_recorded_as_a_result(tmp_path, monkeypatch):
     "Five mutants: two killed at once, one after a test was added, one that survives, one that changes nothing."
-    sample = list(filter(changes_something, mutants_of(ROOT / "nbs" / "39_intervals.ipynb", "evaluation")))[:5]
+    sample = list(filter(changes_something, mutants_of(ROOT / "nbs" / "evaluate/01_intervals.ipynb", "evaluation")))[:5]
     monkeypatch.setattr(mutants, "FOLDER", tmp_path / "mutants")
-    monkeypatch.setattr(mutants, "EQUIVALENT", {("39_intervals", sample[4]["now"]): "nothing changes"})
+    monkeypatch.setattr(mutants, "EQUIVALENT", {("evaluate/01_intervals", sample[4]["now"]): "nothing changes"})
     monkeypatch.setattr(mutants, "all_mutants", lambda: iter(sample))
     monkeypatch.setenv("IN_TEST", "1")
-    first = dict(zip(map(mutants.name, sample), ("39_intervals", "39_intervals", "", "", "")))
-    record({7: sample}, first, first | {mutants.name(sample[2]): "39_intervals"}, 12.5)
+    first = dict(zip(map(mutants.name, sample), ("evaluate/01_intervals", "evaluate/01_intervals", "", "", "")))
+    record({7: sample}, first, first | {mutants.name(sample[2]): "evaluate/01_intervals"}, 12.5)
     result = json.loads((tmp_path / "mutants" / "results" / "mutants.json").read_text())
     assert problems(result, "mutants") == []
     found = result["metrics"]["seed 7"]

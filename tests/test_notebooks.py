@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import NOTEBOOKS, ROOT, cells, module_name, source
+from conftest import FLOORS, MODULES, NOTEBOOKS, ROOT, cells, dotted, module_name, source
 from papermill.inspection import inspect_notebook
 from papermill.log import logger
 
@@ -88,10 +88,24 @@ def test_outputs_are_the_same_everywhere(path):
                 assert not re.search(pattern, text), f"a saved output holds {what}: {text[:200]!r}"
 
 
+def test_every_notebook_lies_on_top_or_on_a_floor():
+    "What is run lies on top, what is read lies in the folder that its module is exported to."
+    there = {
+        p.relative_to(ROOT / "nbs") for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+    }
+    assert there == {p.relative_to(ROOT / "nbs") for p in NOTEBOOKS}
+    for path in LIBRARY:
+        floor, _, module = module_name(path).partition(".")
+        assert (floor, module) == (path.parent.name, path.stem.partition("_")[2]), path
+    for floor in FLOORS:
+        numbers = [int(p.stem.partition("_")[0]) for p in LIBRARY if p.parent.name == floor]
+        assert numbers == list(range(1, len(numbers) + 1)), floor
+
+
 def test_one_notebook_per_module():
     names = [module_name(p) for p in LIBRARY]
     assert len(set(names)) == len(names)
-    assert set(names) == {p.stem for p in (ROOT / "perceptio").glob("*.py") if not p.name.startswith("_")}
+    assert set(names) == set(map(dotted, MODULES))
 
 
 def test_clean_keeps_the_parameters_tag(tmp_path):

@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
-from perceptio.optional import OPTIONAL
+from perceptio.core.optional import OPTIONAL
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())

@@ -9,8 +9,8 @@ from conftest import ROOT
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
-from perceptio.record import Run
-from perceptio.settings import Settings
+from perceptio.core.record import Run
+from perceptio.core.settings import Settings
 
 PARAMETERS = 'size: str = "tiny"  # a size\nsteps: int = 1  # how many'
 END = 'import json, pathlib\npathlib.Path(out).write_text(json.dumps([notebook_size(size), steps, run_dir("x").name]))'
@@ -21,7 +21,7 @@ def notebook(tmp_path):
     "A notebook shaped like ours; what it found ends in result.json."
     cells = [
         new_code_cell(
-            "from perceptio.notebook import check_parameters, run_dir\nfrom perceptio.settings import notebook_size"
+            "from perceptio.core.notebook import check_parameters, run_dir\nfrom perceptio.core.settings import notebook_size"
         ),
         new_code_cell(PARAMETERS, metadata=dict(tags=["parameters"])),
         new_code_cell("check_parameters(globals())"),

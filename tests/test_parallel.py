@@ -10,14 +10,14 @@ import time
 
 import numpy as np
 
-from perceptio.files import holder
-from perceptio.scenes import make_scene
+from perceptio.core.files import holder
+from perceptio.world.scenes import make_scene
 
 SPLIT = dict(split="val", n=10, seed=3, px=32)
 RENDER = f"""
 import sys, time
 from pathlib import Path
-import perceptio.scenes as scenes
+import perceptio.world.scenes as scenes
 go, make = Path(sys.argv[1]), scenes.make_scene
 assert scenes.SCENES_CHUNK == 64
 scenes.SCENES_CHUNK = 4

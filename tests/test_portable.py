@@ -12,21 +12,21 @@ import pytest
 import torch
 from conftest import ROOT, write_stand_in
 
-from perceptio.benchmarks import lmms_class
-from perceptio.codebook import DepthCodebook
-from perceptio.generation import Perceptio
-from perceptio.model import build_model
-from perceptio.sam import build_sam, save_sam
-from perceptio.saving import carry_base, load_model, read_settings, save_model, with_places
-from perceptio.settings import Settings
+from perceptio.core.settings import Settings
+from perceptio.evaluate.lmms import lmms_class
+from perceptio.method.codebook import DepthCodebook
+from perceptio.method.generation import Perceptio
+from perceptio.method.model import build_model
+from perceptio.method.sam import build_sam, save_sam
+from perceptio.method.saving import carry_base, load_model, read_settings, save_model, with_places
 
 ASK = """
 import hashlib, sys
 import numpy as np
-import perceptio.generation
+import perceptio.method.generation
 image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-out = perceptio.generation.Perceptio.from_pretrained("mymodel", device="cpu")(image, "segment the red cube", perceive="both", max_new_tokens=4)
-print(out.token_ids, hashlib.sha256(out.mask.tobytes() + out.depth.tobytes()).hexdigest(), perceptio.generation.__file__)
+out = perceptio.method.generation.Perceptio.from_pretrained("mymodel", device="cpu")(image, "segment the red cube", perceive="both", max_new_tokens=4)
+print(out.token_ids, hashlib.sha256(out.mask.tobytes() + out.depth.tobytes()).hexdigest(), perceptio.method.generation.__file__)
 """
 
 
@@ -64,7 +64,7 @@ def test_the_stand_in_base_goes_along(tmp_path):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    from perceptio.checkpoints import language_folder
+    from perceptio.method.backbone_files import language_folder
 
     settings = Settings.load("8B", base="OpenGVLab/none")
     with pytest.raises(ValueError, match="no base checkpoint at 'OpenGVLab/none'.*Looked at .*OpenGVLab/none"):

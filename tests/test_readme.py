@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from perceptio.reproduce import README_RUNS
-from perceptio.suite import markdown
+from perceptio.evaluate.suite import markdown
+from perceptio.report.reproduce import README_RUNS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perceptio.refcoco import find_refcoco, refcoco_report, refcoco_rows
-from perceptio.rows import row_sample
+from perceptio.data.refcoco import find_refcoco, refcoco_report, refcoco_rows
+from perceptio.data.rows import row_sample
 
 REAL = os.environ.get("PERCEPTIO_REFCOCO", "")
 pytestmark = pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""Every committed result has the form that nbs/43b_results.ipynb documents."""
+"""Every committed result has the form that nbs/report/01_results.ipynb documents."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 from conftest import MODULES, NOTEBOOKS, ROOT, cells, source
 
-from perceptio.results import problems
+from perceptio.report.results import problems
 
 RESULTS = sorted((ROOT / "data" / "results").glob("*.json"))
 # measured before results named their weights and their time; measuring a run again takes it off this list

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import perceptio.trainer
-import perceptio.training
-from perceptio.launch import launch
-from perceptio.mixture import load_tasks, world, world_hash
-from perceptio.notebook import run_dir, scratch_dir
-from perceptio.record import Run, read_metrics, read_run
-from perceptio.settings import Settings
-from perceptio.trainer import checkpoint_step
-from perceptio.training import run_codebook, train_run
+import perceptio.train.run
+import perceptio.train.trainer
+from perceptio.core.launch import launch
+from perceptio.core.notebook import run_dir, scratch_dir
+from perceptio.core.record import Run, read_metrics, read_run
+from perceptio.core.settings import Settings
+from perceptio.train.run import run_codebook, train_run
+from perceptio.train.trainer import checkpoint_step
+from perceptio.world.mixture import load_tasks, world, world_hash
 
 EIGHT = dict(max_steps=8, batch_size=4, train_llm="lora", new_embeddings="new_rows", lora_rank=4, lora_alpha=8)
 EIGHT |= dict(lora_dropout=0.1)  # a checkpoint after every step; dropout draws random numbers in every step
@@ -45,18 +45,18 @@ def trained_codebook():
     return run_dir("codebook") / "codebook"
 
 
-class Deadly(perceptio.trainer.RunLog):
+class Deadly(perceptio.train.trainer.RunLog):
     "Also kills the first process (kill -9) after step 4, before its checkpoint, or after step 6, while this lacks only its last word."
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.process_index == 0 and os.environ["DIE"] == "between" and state.global_step == 4:
             os.kill(os.getpid(), signal.SIGKILL)
         if args.process_index == 0 and os.environ["DIE"] == "saving" and state.global_step == 6:
-            perceptio.trainer.write_json = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+            perceptio.train.trainer.write_json = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def train_and_die(settings, name):
-    perceptio.training.RunLog = Deadly
+    perceptio.train.run.RunLog = Deadly
     train_run(settings, name, curve_points=0)
 
 
@@ -98,7 +98,7 @@ def test_killed_twice_at_two_processes_and_resumed(monkeypatch):
 def test_killed_at_one_process_and_resumed(monkeypatch):
     "The whole program dies, as it would in a notebook."
     name, settings = "killed-alone", begin("killed-alone")
-    code = f"import test_resume as t; from perceptio.settings import Settings; t.train_and_die(Settings(**{settings.as_dict()}), {name!r})"
+    code = f"import test_resume as t; from perceptio.core.settings import Settings; t.train_and_die(Settings(**{settings.as_dict()}), {name!r})"
     environ = os.environ | dict(
         DIE="saving", PERCEPTIO_SCRATCH=str(scratch_dir()), PYTHONPATH=str(Path(__file__).parent), OMP_NUM_THREADS="1"
     )

@@ -9,17 +9,17 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from perceptio.codebook import DepthCodebook
-from perceptio.example import write_example
-from perceptio.launch import launch
-from perceptio.lengths import SampleLengths
-from perceptio.model import build_model, step_counts
-from perceptio.paper_mixture import PaperMixture
-from perceptio.prepare import open_sources, prepare_sources
-from perceptio.samples import Collator
-from perceptio.settings import Settings
-from perceptio.trainer import PerceptioTrainer, train, training_arguments
-from perceptio.training import HeldOut
+from perceptio.core.launch import launch
+from perceptio.core.settings import Settings
+from perceptio.data.lengths import SampleLengths
+from perceptio.data.paper_mixture import PaperMixture
+from perceptio.data.prepare import open_sources, prepare_sources
+from perceptio.method.codebook import DepthCodebook
+from perceptio.method.model import build_model, step_counts
+from perceptio.method.samples import Collator
+from perceptio.testing.example import write_example
+from perceptio.train.run import HeldOut
+from perceptio.train.trainer import PerceptioTrainer, train, training_arguments
 
 STEP = 4  # samples of an optimiser step
 

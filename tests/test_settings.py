@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 from conftest import ROOT
 
-from perceptio.settings import ABLATIONS, Settings, sizes
+from perceptio.core.settings import ABLATIONS, Settings, sizes
 
 # As printed: "Implementation Details" of section 3.5. Right: settings of both published sizes.
 PRINTED = {

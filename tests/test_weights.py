@@ -11,17 +11,17 @@ import test_depth_cache as depth
 import torch
 from conftest import write_stand_in
 
-from perceptio.checkpoints import tensor_shapes
-from perceptio.codebook import DepthCodebook
-from perceptio.codebook_training import train_codebook
-from perceptio.depth_cache import DepthTokens, write_depth_tokens
-from perceptio.depth_teacher import DepthTeacher
-from perceptio.generation import Perceptio
-from perceptio.model import build_model
-from perceptio.saving import load_mask_head, load_model, save_model
-from perceptio.segmentation import build_mask_head
-from perceptio.settings import Settings
-from perceptio.trainer import train
+from perceptio.core.settings import Settings
+from perceptio.core.weights import tensor_shapes
+from perceptio.data.depth_cache import DepthTokens, write_depth_tokens
+from perceptio.data.depth_teacher import DepthTeacher
+from perceptio.method.codebook import DepthCodebook
+from perceptio.method.codebook_training import train_codebook
+from perceptio.method.generation import Perceptio
+from perceptio.method.mask_head import build_mask_head
+from perceptio.method.model import build_model
+from perceptio.method.saving import load_mask_head, load_model, save_model
+from perceptio.train.trainer import train
 
 SETTINGS = Settings.load("smoke", "no_depth")
 COMPACT = Settings.load("smoke", code_dim=8)

@@ -11,18 +11,18 @@ from damage import ANY, LOST, TEXTS, WHOLE, change, odd, spelt, spoil
 from harness import Wrong, door, naming
 from PIL import Image
 
-from perceptio.ade20k import aurora_rows
-from perceptio.chat import reserved_words
-from perceptio.curation import Curation, Funnel, curate, read_sentences
-from perceptio.depth_benchmarks import blink_item, by_id, hardblink_item
-from perceptio.foreign import BadSample
-from perceptio.grounded import GCG_FILES, gcg_rows
-from perceptio.hardblink import AURORA_QUESTION
-from perceptio.instruct import llava_rows
-from perceptio.json_stream import json_entries
-from perceptio.own_data import own_rows
-from perceptio.refcoco import refcoco_queries, refcoco_report, refcoco_rows
-from perceptio.rows import Report, row_sample
+from perceptio.core.foreign import BadSample
+from perceptio.core.json_stream import json_entries
+from perceptio.data.ade20k import aurora_rows
+from perceptio.data.curation import Curation, Funnel, curate, read_sentences
+from perceptio.data.grounded import GCG_FILES, gcg_rows
+from perceptio.data.hardblink import blink_item, by_id, hardblink_item
+from perceptio.data.llava import llava_rows
+from perceptio.data.own import own_rows
+from perceptio.data.refcoco import refcoco_queries, refcoco_report, refcoco_rows
+from perceptio.data.rows import Report, row_sample
+from perceptio.method.chat import reserved_words
+from perceptio.world.marked_points import AURORA_QUESTION
 
 SIZE = (40, 56)  # height, width
 RECTANGLE, TRIANGLE = [2, 3, 20, 3, 20, 11, 2, 11], [30, 5, 50, 9, 35, 30]

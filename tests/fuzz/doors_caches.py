@@ -15,18 +15,18 @@ from damage import ANY, WHOLE, spoil_bytes, spoil_json
 from doors_annotations import coco, photographs
 from harness import Wrong, door, naming
 
-from perceptio.benchmarks import lmms_results
-from perceptio.codebook import DepthCodebook
-from perceptio.curation import Curation
-from perceptio.depth_benchmarks import read_parquet
-from perceptio.depth_cache import DepthTokens, write_depth_tokens
-from perceptio.depth_teacher import fingerprint
-from perceptio.joint_set import read_joint, write_joint
-from perceptio.model import build_model
-from perceptio.refcoco import refcoco_report, refcoco_rows
-from perceptio.saving import load_model, save_model
-from perceptio.scenes import SceneStore, pack, write_split
-from perceptio.settings import Settings
+from perceptio.core.settings import Settings
+from perceptio.data.curation import Curation
+from perceptio.data.depth_cache import DepthTokens, write_depth_tokens
+from perceptio.data.depth_teacher import fingerprint
+from perceptio.data.hardblink import read_parquet
+from perceptio.data.joint_set import read_joint, write_joint
+from perceptio.data.refcoco import refcoco_report, refcoco_rows
+from perceptio.evaluate.lmms import lmms_results
+from perceptio.method.codebook import DepthCodebook
+from perceptio.method.model import build_model
+from perceptio.method.saving import load_model, save_model
+from perceptio.world.scenes import SceneStore, pack, write_split
 
 KEYS = [f"{k}.png" for k in range(6)]
 GONE = 4  # an image that cannot be read

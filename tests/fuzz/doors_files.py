@@ -14,19 +14,18 @@ from harness import Wrong, door, naming
 from papermill.translators import PythonTranslator
 from safetensors.torch import load_file, save
 
-from perceptio.checkpoints import tensor_shapes
-from perceptio.codebook import DepthCodebook, load_codebook
-from perceptio.depth_teacher import fingerprint
-from perceptio.notebook import check_parameters
-from perceptio.published import random_checkpoint
-from perceptio.record import read_metrics, read_result, read_run
-from perceptio.results import problems
-from perceptio.rows import Report, RowFile, write_rows
-from perceptio.sam import load_sam, read_sam_file
-from perceptio.saving import read_settings
-from perceptio.settings import Settings
-from perceptio.tokenizers import convert_checkpoint
-from perceptio.weights import check_safetensors, read_weights
+from perceptio.convert.published import random_checkpoint
+from perceptio.convert.tokenizers import convert_checkpoint
+from perceptio.core.notebook import check_parameters
+from perceptio.core.record import read_metrics, read_result, read_run
+from perceptio.core.settings import Settings
+from perceptio.core.weights import check_safetensors, read_weights, tensor_shapes
+from perceptio.data.depth_teacher import fingerprint
+from perceptio.data.rows import Report, RowFile, write_rows
+from perceptio.method.codebook import DepthCodebook, load_codebook
+from perceptio.method.sam import load_sam, read_sam_file
+from perceptio.method.saving import read_settings
+from perceptio.report.results import problems
 
 
 def header(tensors, rng):
@@ -165,7 +164,7 @@ def codebooks(rng, folder, kind):
 
 @cache
 def sam():
-    from perceptio.sam import build_sam, save_sam
+    from perceptio.method.sam import build_sam, save_sam
 
     settings = Settings.load("smoke", sam_checkpoint="")
     return settings, save_sam(build_sam(settings), Path(tempfile.mkdtemp(prefix="perceptio-fuzz-")) / "sam")

@@ -13,11 +13,11 @@ from damage import ANY, LOST, NAMES, TEXTS, WHOLE, change, odd, spoil_bytes, tor
 from harness import Wrong, door, naming
 from PIL import Image
 
-from perceptio.backbone import check_image
-from perceptio.foreign import BadSample
-from perceptio.instruct import ImageFolders
-from perceptio.own_data import own_image, own_mask, read_mask
-from perceptio.rows import decode_mask, find_image, mend_mask, read_image
+from perceptio.core.foreign import BadSample
+from perceptio.data.llava import ImageFolders
+from perceptio.data.own import own_image, own_mask, read_mask
+from perceptio.data.rows import decode_mask, find_image, mend_mask, read_image
+from perceptio.method.backbone import check_image
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
 

@@ -10,10 +10,10 @@ import torch
 from damage import ANY, LOST, WHOLE, change, torn
 from harness import Wrong, door, naming
 
-from perceptio.codebook import DepthCodebook
-from perceptio.refcoco import read_plain_pickle, read_refs
-from perceptio.sam import read_sam_file
-from perceptio.weights import read_torch
+from perceptio.core.weights import read_torch
+from perceptio.data.refcoco import read_plain_pickle, read_refs
+from perceptio.method.codebook import DepthCodebook
+from perceptio.method.sam import read_sam_file
 
 
 class Call:

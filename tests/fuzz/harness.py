@@ -20,8 +20,8 @@ from pathlib import Path
 
 from damage import ANY, LOST, WHOLE
 
-from perceptio.foreign import BadSample
-from perceptio.weights import NoFile
+from perceptio.core.foreign import BadSample
+from perceptio.core.weights import NoFile
 
 OURS = (ValueError, BadSample, NoFile)  # and not what is derived from them: json's and Unicode's errors are ValueErrors
 OUTCOMES = ("error", "skip", "use")

@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import CASES, DOORS, MODULES, cases_of, doors_of, run
 
-from perceptio.files import hash_files
-from perceptio.record import Run, write_result
-from perceptio.settings import Settings
+from perceptio.core.files import hash_files
+from perceptio.core.record import Run, write_result
+from perceptio.core.settings import Settings
 
 
 def main(cases: int) -> Path:
