@@ -159,7 +159,7 @@ class DataSettings:
     n_test: int  # built-in scenes of each test split
     mix_res: float  # weight of referring-expression segmentation
     mix_joint: float  # weight of the joint set: mask, depth and description
-    mix_hardblink: float  # weight of which-point-is-closest questions
+    mix_marked_points: float  # weight of which-point-is-closest questions
     mix_depth: float  # weight of depth maps with a text answer
     mix_vqa: float  # weight of questions answered in text
     mix_caption: float  # weight of captions
