@@ -29,7 +29,7 @@ class RunSettings:
 # %% ../../nbs/core/03_settings.ipynb #a8bf1f14
 @dataclass(frozen=True, kw_only=True)
 class BackboneSettings:
-    "InternVL: image encoder, projector, language model (section 3.1)."
+    "InternVL: image encoder, projector, language model (sections 1 and 3.1)."
 
     base: str  # checkpoint to start from: a folder (relative to PERCEPTIO_HOME or the checkout) or a hub name; "" = random weights
     system_message: str  # what the system block in front of every conversation says; "" = no such block
@@ -84,7 +84,7 @@ class SegmentationSettings:
 # %% ../../nbs/core/03_settings.ipynb #6123f6d4
 @dataclass(frozen=True, kw_only=True)
 class TrainableSettings:
-    "Which weights move (section 3.5)."
+    "Which weights move; LoRA and its rank are section 3.5, the rest is not in the paper."
 
     train_llm: str  # lora | full
     lora_rank: int  # r
