@@ -5,6 +5,8 @@
 # make mutants  would the tests notice a mistake? Sixty drawn changes of one line, one at a time (some 15 minutes on one core; stopped, it goes on); score in runs/mutants/
 # make kills    is a run that was killed, or whose disk was full, still the same? Thirty drawn strikes at small runs (some twenty minutes on one core; stopped, it goes on);
 #               counts in runs/kills/
+# make docs     install, then the documentation site in _site/: notebooks with their outputs, newest runs of runs/ where there are any, else what is quick at its smallest
+#               size; fails on a broken link and on a picture without a text. No network, neither now nor when it is read
 # make results  for maintainers: the results of the runs named by PUBLISH become the published ones, and figures/ and README's table are made anew; refuses a tree
 #               that differs from its commit. Nothing else changes files that are committed
 # make install  everything above needs, in .venv; does nothing when it is there already
@@ -17,7 +19,7 @@ SIZE ?= tiny
 PUBLISH ?= tiny
 RUNS := $(or $(PERCEPTIO_HOME),.)/runs
 
-.PHONY: install train check-1B results test mutants kills clean
+.PHONY: install train check-1B docs results test mutants kills clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -27,7 +29,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Perceptio needs Python 3.11 or newer: make install PYTHON=/path/to/python3.11')"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,eval]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,eval,docs]'
 	SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --no-deps --no-build-isolation --constraint constraints.txt sam2
 	$(BIN)/python -m pip install --no-deps --constraint constraints.txt lmms-eval
 	touch $@
@@ -40,6 +42,9 @@ check-1B: export HF_HUB_OFFLINE = 1
 check-1B: install
 	mkdir -p "$(RUNS)"
 	$(BIN)/papermill nbs/check_1B.ipynb "$(RUNS)/check-1B.ipynb" -p size 1B
+
+docs: install
+	$(BIN)/python docs/build_site.py
 
 results: install
 	mkdir -p "$(RUNS)"
@@ -65,5 +70,5 @@ kills: install
 	nice $(BIN)/python tests/kills.py
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv build _site .pytest_cache .ruff_cache *.egg-info
 	find perceptio nbs tests -name __pycache__ -prune -exec rm -rf {} +

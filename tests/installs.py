@@ -121,7 +121,7 @@ def check_pins(version, wheel, sources):
     "Everything that is installed has wheels for this Python, at the pinned version."
     pins = {plain(k): v for k, v in (line.split("==") for line in (ROOT / "constraints.txt").read_text().split())}
     for_it = ("--python-version", version, "--only-binary=:all:", "--target", sources, "--find-links", sources)
-    new = would_install("--ignore-installed", *for_it, "-c", "constraints.txt", f"{wheel}[dev,eval]")
+    new = would_install("--ignore-installed", *for_it, "-c", "constraints.txt", f"{wheel}[dev,eval,docs]")
     wrong = [f"{k} {v}" for k, v in new.items() if not k.startswith(OF_CUDA) and pins.get(plain(k)) != v.split("+")[0]]
     wrong = [k for k in wrong if not k.startswith("perceptio ")]
     if wrong or len(new) < 100:

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import FLOORS, MODULES, NOTEBOOKS, ROOT, cells, dotted, module_name, source
+from conftest import FLOORS, MODULES, NOTEBOOKS, READ, ROOT, cells, dotted, module_name, source
 from papermill.inspection import inspect_notebook
 from papermill.log import logger
 
-PAPERMILL = [p for p in NOTEBOOKS if module_name(p) is None]
+PAPERMILL = [p for p in NOTEBOOKS if module_name(p) is None and p.stem not in READ]
 LIBRARY = [p for p in NOTEBOOKS if module_name(p) is not None]
 NOISE = {
     "an absolute path": r"(?<![\w.])/(home|root|work|tmp|usr|opt|Users|var)/\w",
@@ -86,6 +86,14 @@ def test_outputs_are_the_same_everywhere(path):
         for text in text_outputs(cell):
             for what, pattern in NOISE.items():
                 assert not re.search(pattern, text), f"a saved output holds {what}: {text[:200]!r}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_every_kept_picture_says_what_it_shows(path):
+    "Who cannot see a picture reads the line `#| fig-alt: words` of its cell, and the documentation site shows it."
+    for cell in cells(path):
+        if any(kind.startswith("image/") for o in cell.get("outputs", []) for kind in o.get("data", {})):
+            assert re.search(r"^#\| fig-alt: \S+ \S+", source(cell), re.M), source(cell)[:200]
 
 
 def test_every_notebook_lies_on_top_or_on_a_floor():

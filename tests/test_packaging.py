@@ -52,7 +52,7 @@ def closure(requirements, **environment):
 def test_pins_are_complete_and_agree_on_every_python(version):
     "pip's own resolution is checked in installs.py, with the markers of the Python that runs it; here they are evaluated for each."
     python = dict(python_version=version.rpartition(".")[0], python_full_version=version)
-    for name, requirements in closure([*BASE, *EXTRAS["dev"], *EXTRAS["eval"]], **python).items():
+    for name, requirements in closure([*BASE, *EXTRAS["dev"], *EXTRAS["eval"], *EXTRAS["docs"]], **python).items():
         assert name in PINNED, f"{name} is not pinned"
         assert importlib.metadata.version(name).split("+")[0] == PINNED[name], f"{name} is not the tested one"
         assert [str(r) for r in requirements if not r.specifier.contains(PINNED[name], prereleases=True)] == [], name
@@ -62,7 +62,7 @@ def test_pins_are_complete_and_agree_on_every_python(version):
 
 def test_sam2_and_lmms_eval_are_installed_by_themselves():
     "As dependencies they would pull torchvision, and sam2 would build beside a second copy of torch."
-    assert {"sam2", "lmms-eval"} & set(closure([*BASE, *EXTRAS["dev"], *EXTRAS["eval"]])) == set()
+    assert {"sam2", "lmms-eval"} & set(closure([*BASE, *EXTRAS["dev"], *EXTRAS["eval"], *EXTRAS["docs"]])) == set()
     makefile = (ROOT / "Makefile").read_text()
     assert (
         "SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --no-deps --no-build-isolation --constraint constraints.txt sam2"
