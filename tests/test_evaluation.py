@@ -11,7 +11,7 @@ import torch.distributed as dist
 from perceptio.core.launch import launch
 from perceptio.evaluate.depth import MeanCodebook, evaluate_depth
 from perceptio.evaluate.hardblink import hardblink_hash, published_items
-from perceptio.evaluate.marked_points import evaluate_hardblink, marked_items, token_replacement_test
+from perceptio.evaluate.marked_points import evaluate_marked_points, marked_items, token_replacement_test
 from perceptio.evaluate.masks import FunctionPredictor, Scripted, Shared, ask, evaluate_res, predict, res_queries
 from perceptio.evaluate.metrics import Score
 from perceptio.evaluate.text import evaluate_vqa, vqa_queries
@@ -42,7 +42,7 @@ def measure():
     items = marked_items(store, 3, debias=False)
     results = dict(
         res=evaluate_res(predictor, store, res_queries(store, scenes=5), str, batch_size=BATCH),
-        marked=evaluate_hardblink(predictor, items, codebook, batch_size=BATCH),
+        marked=evaluate_marked_points(predictor, items, codebook, batch_size=BATCH),
         vqa=evaluate_vqa(predictor, store, vqa_queries(store, scenes=5), batch_size=BATCH),
         depth=evaluate_depth(predictor, store, codebook, "depth ?", batch_size=BATCH),
         replacement=token_replacement_test(predictor, items, codebook, np.random.default_rng(0), batch_size=BATCH),
@@ -111,7 +111,7 @@ def test_blind_rules_on_the_published_files():
     assert Path(REAL).is_dir(), REAL
     assert hardblink_hash(REAL) == "5abdb2681815fe274bec3f3ddb65af12ee390ff89b99796be6c5ab8d963abbfc"
     items = published_items(REAL)
-    silent = evaluate_hardblink(FunctionPredictor(lambda s, c: Scripted("")), items, perceive="none")
+    silent = evaluate_marked_points(FunctionPredictor(lambda s, c: Scripted("")), items, perceive="none")
     base = silent["baselines"]
     assert [round(100 * base[f"majority@{n}"], 1) for n in (3, 4, 5)] == [37.9, 27.4, 21.8]
     assert (silent["metrics"]["n"], silent["metrics"]["average"], silent["metrics"]["parse_rate"]) == (372, 0, 0)

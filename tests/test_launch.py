@@ -48,7 +48,9 @@ def samples():
         "two", "res", image(), [Turn("segment the cube", "", "seg", mask), Turn("segment the sphere", "", "seg", ~mask)]
     )
     seen = Sample("seen", "vqa", image(), [Turn("what color ?", "red")])
-    marked = Sample("marked", "hardblink", image(), [Turn("which point is closest ?", "(B)", "depth")], depth, codes)
+    marked = Sample(
+        "marked", "marked_points", image(), [Turn("which point is closest ?", "(B)", "depth")], depth, codes
+    )
     return [joint, two, text, short, seen, marked, two, text]
 
 

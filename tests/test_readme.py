@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from perceptio.evaluate.suite import markdown
+from perceptio.report.paper import audit, counts
 from perceptio.report.reproduce import README_RUNS
 
 ROOT = Path(__file__).parents[1]
@@ -26,3 +27,9 @@ def test_files_named_in_the_readme_exist():
     for name in re.findall(r"\]\(([\w./]+)\)|!\[[^]]*\]\(([^)]+)\)", README):
         path = next(filter(None, name))
         assert (ROOT / path).exists(), path
+
+
+def test_the_audits_counts_are_the_audits():
+    found = re.search(r"(\d+) statements of the paper.*?(\d+) hold, (\d+) do not, (\d+) cannot", README, re.S)
+    held = counts(audit()).loc["all"].tolist()
+    assert list(map(int, found.groups())) == [sum(held), *held]

@@ -1,4 +1,4 @@
-"""Section 3.5 of the paper, value by value, and the rules of settings.ini."""
+"""Section 3.5 of the paper (its experimental setup), value by value, and the rules of settings.ini."""
 
 import re
 from dataclasses import fields
@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from perceptio.core.settings import ABLATIONS, Settings, sizes
 
-# As printed: "Implementation Details" of section 3.5. Right: settings of both published sizes.
+# As printed in section 3.5, the experimental setup. Right: settings of both published sizes.
 PRINTED = {
     "64 NVIDIA A100 GPUs": ("world_size", 64),
     "maximum sequence length of 8,192 tokens": ("max_length", 8192),

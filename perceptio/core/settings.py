@@ -29,7 +29,7 @@ class RunSettings:
 # %% ../../nbs/core/03_settings.ipynb #a8bf1f14
 @dataclass(frozen=True, kw_only=True)
 class BackboneSettings:
-    "InternVL: image encoder, projector, language model (section 3.1)."
+    "InternVL: image encoder, projector, language model (sections 1 and 3.1)."
 
     base: str  # checkpoint to start from: a folder (relative to PERCEPTIO_HOME or the checkout) or a hub name; "" = random weights
     system_message: str  # what the system block in front of every conversation says; "" = no such block
@@ -84,7 +84,7 @@ class SegmentationSettings:
 # %% ../../nbs/core/03_settings.ipynb #6123f6d4
 @dataclass(frozen=True, kw_only=True)
 class TrainableSettings:
-    "Which weights move (section 3.5)."
+    "Which weights move; LoRA and its rank are section 3.5, the rest is not in the paper."
 
     train_llm: str  # lora | full
     lora_rank: int  # r
@@ -159,7 +159,7 @@ class DataSettings:
     n_test: int  # built-in scenes of each test split
     mix_res: float  # weight of referring-expression segmentation
     mix_joint: float  # weight of the joint set: mask, depth and description
-    mix_hardblink: float  # weight of which-point-is-closest questions
+    mix_marked_points: float  # weight of which-point-is-closest questions
     mix_depth: float  # weight of depth maps with a text answer
     mix_vqa: float  # weight of questions answered in text
     mix_caption: float  # weight of captions

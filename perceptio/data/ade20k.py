@@ -257,7 +257,7 @@ def ade_rows(
     seed: int = 0,
     before_direct: str = "none",  # what is perceived before the letter: AURORA's rows have nothing there; "depth" trains what HardBLINK is asked for
 ) -> Iterator[dict]:
-    "The 60K rows of section 3.5: depth maps first, then marked points."
+    "Our reading of section 3.5's 60K rows: depth maps first, then marked points."
     report.expected = generate + direct + think
     order = [names[k] for k in np.random.default_rng(seed).permutation(len(names))]
     index = {name: k for k, name in enumerate(names)}

@@ -24,7 +24,7 @@ from ..world.marked_points import CLOSEST_QUESTION, LETTERS, MarkedQuestion, dra
 # %% ../../nbs/evaluate/08_hardblink.ipynb #f8a43180
 @cache
 def stamp(
-    letter: str,  # one of hardblink.LETTERS
+    letter: str,  # one of marked_points.LETTERS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # dy (P,), dx (P,) from the point, packed colours (P,)
     "The pixels of one marker at 336 x 336."
     dark, light = (draw_markers(np.full((336, 336, 3), grey, np.uint8), [(100, 100)], [letter]) for grey in (60, 190))
@@ -164,7 +164,7 @@ def _line(rates, totals):
 
 
 def hardblink_table(
-    result: dict,  # metrics and baselines from evaluate_hardblink
+    result: dict,  # metrics and baselines from evaluate_marked_points
     ours: str = "the model",  # how the rows of the model are called
 ) -> pd.DataFrame:
     "The model and every rule without depth, in k of n and per cent."

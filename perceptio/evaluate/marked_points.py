@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONDITIONS', 'MarkedItem', 'marked_items', 'with_points', 'marker_baselines', 'read_letters', 'encoded_codes',
-           'evaluate_hardblink', 'other_images', 'replacement_codes', 'token_replacement_test']
+           'evaluate_marked_points', 'other_images', 'replacement_codes', 'token_replacement_test']
 
 # %% ../../nbs/evaluate/07_marked_points.ipynb #7194e64f
 from collections.abc import Callable
@@ -32,7 +32,7 @@ from ..world.scenes import SPLITS
 # %% ../../nbs/evaluate/07_marked_points.ipynb #a2c5b846
 @dataclass(frozen=True)
 class MarkedItem:
-    "One HardBLINK-like question."
+    "A question which of the marked points is closest."
 
     key: str
     scene: int  # position in the store; -1 = an image of its own
@@ -111,7 +111,7 @@ def with_points(items: list[MarkedItem]) -> list[MarkedItem]:
 def marker_baselines(
     items: list[MarkedItem],
 ) -> dict[str, float]:  # rule -> accuracy averaged over the variants; rule@n -> accuracy with n points
-    "Chance and majority letter; over the located items the rules of hardblink.SHORTCUTS, which use place or size but no depth."
+    "Chance and majority letter; over the located items the rules of marked_points.SHORTCUTS, which use place or size but no depth."
     base, known = _score_letters(items, [None] * len(items)).baselines(), with_points(items)
     for name in SHORTCUTS if known else ():
         if "object" in name and not all(i.question.bottoms for i in known):
@@ -139,7 +139,7 @@ def encoded_codes(items: list[MarkedItem], codebook) -> list:  # (n,) codes per 
     return [encoded.get(k) for k in range(len(items))]
 
 # %% ../../nbs/evaluate/07_marked_points.ipynb #8cb9d63c
-def evaluate_hardblink(
+def evaluate_marked_points(
     predictor: Predictor,
     items: list[MarkedItem],
     codebook=None,  # DepthCodebook; None = the predictor writes no depth tokens

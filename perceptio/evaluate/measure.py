@@ -20,7 +20,7 @@ from ..data.refcoco import REF_SPLITS as REFCOCO_SPLITS
 from ..data.refcoco import USUAL, refcoco_queries, refcoco_report
 from ..data.refcoco_files import write_refcoco
 from .hardblink import hardblink_hash, hardblink_result, published_items
-from .marked_points import evaluate_hardblink
+from .marked_points import evaluate_marked_points
 from .masks import Predictor, Shared
 from .refcoco import SEGMENT_QUESTION, evaluate_refcoco, refcoco_hash, split_name
 from .suite import measurements, timed_parts
@@ -45,7 +45,7 @@ def hardblink_plan(
 ) -> dict[str, Callable]:
     "HardBLINK's 372 questions; a depth map is asked for where the model writes one."
     codebook = base.codebook if base.settings.use_depth else None
-    ask = partial(evaluate_hardblink, predictor, codebook=codebook, perceive="depth" if codebook else "none")
+    ask = partial(evaluate_marked_points, predictor, codebook=codebook, perceive="depth" if codebook else "none")
     facts = dict(data_hash=hardblink_hash(root), protocol=f"{wording} wording, strict parser, unreadable = wrong")
     return {
         hardblink_result(facts["data_hash"], wording): with_facts(lambda: ask(published_items(root, wording)), **facts)

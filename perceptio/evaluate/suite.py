@@ -22,7 +22,7 @@ from ..core.markup import markdown_code, markdown_text, put_text, wrap
 from ..core.record import code_name, read_metrics, read_result, read_run
 from ..core.settings import Settings
 from .depth import evaluate_depth
-from .marked_points import evaluate_hardblink, marked_items, token_replacement_test
+from .marked_points import evaluate_marked_points, marked_items, token_replacement_test
 from .masks import evaluate_res, res_queries
 from .text import evaluate_sentences, evaluate_vqa, vqa_queries
 from .wording import evaluate_wordings, wordings
@@ -57,7 +57,7 @@ def measurements(
         plan |= {f"res/{split}": partial(res, split) for split in (["val"] if quick else stores)}
     if settings.use_seg and codebook is not None:
         plan["sentences"] = lambda: evaluate_sentences(predictor, val, _one_a_scene(val, scenes), ASK["joint"].format)
-    plan["marked"] = lambda: evaluate_hardblink(predictor, items(), codebook, "depth" if codebook else "none")
+    plan["marked"] = lambda: evaluate_marked_points(predictor, items(), codebook, "depth" if codebook else "none")
     plan["vqa"] = lambda: evaluate_vqa(predictor, val, vqa_queries(val, scenes=scenes))
     if codebook is not None:
         plan["depth"] = lambda: evaluate_depth(predictor, val, codebook, ASK["depth"], scenes=scenes)

@@ -301,7 +301,7 @@ def set_trainable(
     settings: Settings,
     vocab: PerceptionVocab,
 ):  # -> the model, wrapped by peft if LoRA is on
-    "Freeze the ViT; train the language model by LoRA or in full, the projector, and the new rows (section 3.5)."
+    "Freeze the ViT; train the language model by LoRA (section 3.5) or in full, the projector, and the new rows."
     model.requires_grad_(False)
     if settings.train_llm == "full":
         model.model.language_model.requires_grad_(True)

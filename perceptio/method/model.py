@@ -380,7 +380,7 @@ def build_model(
     settings: Settings,
     codebook: DepthCodebook | None = None,
 ):  # -> (PerceptioModel, tokenizer)
-    "A model ready to train: base weights, new tokens, and exactly the parts trainable that section 3.5 trains."
+    "A model ready to train: base weights, new tokens, and exactly the parts trainable that the settings name."
     if settings.use_depth and codebook is None:
         raise ValueError(
             "settings ask for depth tokens but no codebook was given: train one with nbs/train_codebook.ipynb"

@@ -42,7 +42,7 @@ class Sample:
     "One image with what is asked and known about it."
 
     key: str  # names the sample in errors and reports
-    kind: str  # the source, e.g. "joint", "hardblink"
+    kind: str  # the source, e.g. "joint", "marked_points"
     image: np.ndarray | None  # (H, W, 3) uint8, or anything that `check_image` makes that of; None = text only
     turns: list[Turn]
     disparity: np.ndarray | None = None  # (H, W) float32 in [0, 1], larger = nearer

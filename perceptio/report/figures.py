@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INK', 'mask_picture', 'depth_picture', 'depth_over', 'figures_dir', 'png_bytes', 'with_palette', 'preview',
            'svg_bytes', 'save_figure', 'untrained_run', 'validation_scenes', 'open_run', 'Case', 'iou', 'mask_cases',
-           'marked_cases', 'first', 'small_print', 'readable', 'said']
+           'marked_cases', 'first', 'small_print', 'readable', 'said', 'chosen_numbers']
 
 # %% ../../nbs/report/05_figures.ipynb #f01d08a2
 import io
@@ -281,3 +281,17 @@ def said(case: Case) -> str:
     "All that the model wrote, in the order of Eq. 1; the depth codes are left out."
     parts = ["[SEG]"] * (case.mask is not None) + ["<d_start>…<d_end>"] * (case.depth is not None)
     return " ".join([*parts, readable(case.answer)]).strip() or "(nothing)"
+
+# %% ../../nbs/report/05_figures.ipynb #757b505b
+def chosen_numbers(
+    which: str,  # e.g. "1 3"
+    there: Sequence[int],  # what can be chosen
+    what: str,  # "table" | "figure", for the message
+) -> list[int]:
+    "The numbers that a parameter names, each once, in order."
+    unknown = [word for word in which.split() if word not in map(str, there)]
+    if unknown or not which.split():
+        raise ValueError(
+            f"{what} {' '.join(unknown)!r} does not exist: which = {which!r} names some of {', '.join(map(str, there))}"
+        )
+    return sorted({int(word) for word in which.split()})

@@ -139,22 +139,33 @@ def plan(
         dict(size=size) | shown,
         lambda: "" if ablations else "left as recorded; -p ablations True trains what is missing",
     )
-    tables = [Step(f"table{k}", shown | dict(own=own)) for k in range(1, 6)]
-    pictures = [Step("figure1", shown), Step("figure2", shown)]
-    own = ("figure3", "figure5", "figure6", "figure7", "inference_cost")
-    model = (
-        [Step(name, dict(size=size) | shown, lambda: needs_checkpoint(size)) for name in own]
-        if settings.data == "scenes"
-        else []
-    )
-    full, without = run_name("full", 0), run_name("no_depth", 0)  # equal steps, one seed
-    beside = Step(
-        "figure4",
-        dict(size=size, run=full, beside=without) | shown,
-        lambda: needs_checkpoint(full) or needs_checkpoint(without),
-    )
-    model = [*model[:1], beside, *model[1:]] if model else []
-    return [*measure, *([study] if settings.data == "scenes" else []), *tables, *pictures, *model, Step("audit", shown)]
+    tables = Step("tables", shown | dict(own=own))
+    diagrams = Step("figures", dict(which="1 2") | shown, name="figures-1-2")
+    scenes = settings.data == "scenes"
+    return [
+        *measure,
+        *([study] if scenes else []),
+        tables,
+        diagrams,
+        *(_picture_steps(size, shown) if scenes else []),
+        Step("audit", shown),
+    ]
+
+
+def _picture_steps(size, shown):
+    "What shows a model: Figure 4 compares two runs of the study, of equal steps and one seed."
+    full, without = run_name("full", 0), run_name("no_depth", 0)
+    here = lambda: needs_checkpoint(size)
+    return [
+        Step("figures", dict(size=size, which="3 5 6 7") | shown, here, "figures-3-5-6-7"),
+        Step(
+            "figures",
+            dict(size=size, which="4", run=full, beside=without) | shown,
+            lambda: needs_checkpoint(full) or needs_checkpoint(without),
+            "figures-4",
+        ),
+        Step("inference_cost", dict(size=size) | shown, here),
+    ]
 
 
 def _world_steps(settings, train, own):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUOTED', 'NOT_RUN', 'NONE', 'PAPER_COLUMNS', 'OTHER_NAMES', 'ROW_RUNS', 'TITLES', 'MARKED_MEASURES', 'MASK_MEASURES',
-           'QUESTION_MEASURES', 'Cell', 'Table', 'measured_cell', 'origin_note', 'quoted', 'paper_table', 'world_table',
-           'ablation_rows', 'write_tables']
+           'QUESTION_MEASURES', 'DEPTH_LOSS_MEASURES', 'WORLD_TABLES', 'ABLATED', 'Cell', 'Table', 'measured_cell',
+           'origin_note', 'quoted', 'paper_table', 'world_table', 'ablation_rows', 'tables_of', 'write_tables']
 
 # %% ../../nbs/report/08_tables.ipynb #e4266935
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from ..core.record import code_name, read_result
 from ..evaluate.lmms import BENCHMARKS
 from ..evaluate.lmms_results import BENCHMARK_PARTS
 from ..evaluate.suite import recorded, summary
-from .ablation import ROWS, ablation_table
+from .ablation import ROWS, ablation_runs, ablation_table
 from .paper import table
 
 # %% ../../nbs/report/08_tables.ipynb #975b6866
@@ -336,6 +336,54 @@ QUESTION_MEASURES = {
     "relation": "vqa, relation",
     "shape": "vqa, shape",
 }
+
+# %% ../../nbs/report/08_tables.ipynb #b32e9a13
+DEPTH_LOSS_MEASURES = {
+    "closed questions, mean of kinds": "vqa, mean of the kinds",
+    "marked points": "marked points, answer",
+    "points read off the depth map": "marked points, read off the generated depth",
+    "depth map, MSE": "generated depth, MSE",
+    "depth span well formed": "depth span well formed",
+}
+
+
+WORLD_TABLES = {  # of the paper -> title and columns of its counterparts
+    1: {
+        "Referring masks, built-in scenes": MASK_MEASURES,
+        "Closed questions, built-in scenes: accuracy": QUESTION_MEASURES,
+    },
+    2: {"Nearest of the marked points, built-in scenes: accuracy": MARKED_MEASURES},
+    3: {"Nearest of the marked points, built-in scenes: accuracy": MARKED_MEASURES},
+    4: {
+        "Closed questions, built-in scenes: accuracy": QUESTION_MEASURES
+        | {"masks, val cIoU": MASK_MEASURES["val cIoU"]}
+    },
+    5: {"Built-in scenes": DEPTH_LOSS_MEASURES},
+}
+
+
+ABLATED = {  # table of the paper -> keys of ablation.ROWS that it compares
+    3: ("full", "no_depth", "no_perception"),
+    4: ("full", "no_depth", "no_seg", "no_perception"),
+    5: ("full", "no_depth_recon", "no_depth_tokens"),
+}
+
+# %% ../../nbs/report/08_tables.ipynb #1990649b
+def tables_of(
+    number: int,  # 1 to 5
+    runs: Iterable[str] = (),  # rows of the counterparts of Tables 1 and 2
+    prefix: str = "ablation",  # of the study that Tables 3 to 5 show
+    own: bool = False,  # see `paper_table`
+) -> list[Table]:
+    "A table of the paper, and what the built-in world says to the same question."
+    tables = [paper_table(number, own=own)]
+    for title, measures in WORLD_TABLES[number].items():
+        if number in ABLATED:
+            recorded_runs = ablation_runs(prefix, own)
+            tables.append(ablation_rows(title, measures, ABLATED[number], recorded_runs, prefix, own))
+        else:
+            tables.append(world_table(title, measures, runs, own))
+    return tables
 
 # %% ../../nbs/report/08_tables.ipynb #df468330
 def write_tables(

@@ -27,7 +27,7 @@ from .questions import attribute_sentence, caption, expressions, vqa
 from .scenes import SPLITS, Scene, SceneStore, write_split
 
 # %% ../../nbs/world/07_mixture.ipynb #7c885bb4
-SOURCES = ("res", "joint", "hardblink", "depth", "vqa", "caption")
+SOURCES = ("res", "joint", "marked_points", "depth", "vqa", "caption")
 ASK = {
     "res": "where is {} ?",
     "joint": "where is {} ?",
@@ -249,7 +249,7 @@ class SceneMixture(Dataset):
         rng = np.random.default_rng((self.settings.seed, k))
         source = SOURCES[rng.choice(len(SOURCES), p=self.weights)]
         rows = range(len(self.store))
-        if source == "hardblink":  # three quarters are debiased; only four scenes in ten offer such a question
+        if source == "marked_points":  # three quarters are debiased; only four scenes in ten offer such a question
             hard = rng.random() < 0.75
             rows = self.marked[hard] or self.marked[not hard]
         return self.make(source, int(rows[rng.integers(len(rows))]), rng)
@@ -258,7 +258,7 @@ class SceneMixture(Dataset):
         "A sample of the given source about scene i."
         scene, tasks = self.store[i], self.tasks[i]
         sample = Sample(f"{source}/{scene.split}/{i}", source, scene.image, [], scene=i)
-        if source in ("joint", "hardblink", "depth"):
+        if source in ("joint", "marked_points", "depth"):
             sample.disparity, sample.codes = scene.disparity, None if self.codes is None else self.codes[i]
         getattr(self, f"_{source}")(sample, scene, tasks, rng)
         if sample.codes is not None and self.settings.code_corruption:
@@ -274,7 +274,7 @@ class SceneMixture(Dataset):
         text, _, i = tasks["expressions"][rng.integers(len(tasks["expressions"]))]
         sample.turns = [request("joint", "both", rng, text, tasks["sentences"][str(i)], scene.mask(i))]
 
-    def _hardblink(self, sample, scene, tasks, rng):
+    def _marked_points(self, sample, scene, tasks, rng):
         hard = [m for m in tasks["markers"] if m["hard"]]
         marked = (hard or tasks["markers"])[rng.integers(len(hard or tasks["markers"]))]
         letters = [LETTERS[k] for k in rng.permutation(len(marked["points"]))]  # drawn anew every time

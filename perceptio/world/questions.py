@@ -380,7 +380,7 @@ def attribute_sentence(
     rng: np.random.Generator,
     depth_words: bool = True,
 ) -> str:
-    """All attributes of an object and, where one is clear, a relation: the sentence of a joint sample (paper section 3.4)."""
+    """All attributes of an object and, where one is clear, a relation: the sentence of a joint sample (section 3.5)."""
     facts = Facts.of(scene)
     i = obj["id"] if isinstance(obj, dict) else int(obj)
     where = max((w for w, _ in facts.filters(i)), key=len)
