@@ -17,22 +17,12 @@ from check_site import faults
 from pages import FLOORS, NBS, ROOT, Recorded, module, page, purpose, read, recorded, title
 
 FIRST = ("index",)  # read, not run with parameters; they keep their outputs like a lesson
-QUICK = ("train", "audit", "table1", "table2", "table3", "table4", "table5", "figure1", "figure2")  # seconds each
-AFTER_TRAIN = (
-    "evaluate",
-    "figure3",
-    "figure4",
-    "figure5",
-    "figure6",
-    "figure7",
-    "inference_cost",
-)  # of the run they show
+QUICK = ("train", "audit", "tables")  # seconds each
+AFTER_TRAIN = ("evaluate", "figures", "inference_cost")  # of the run they show
 RUN_ORDER = (  # the order in which one would use them
     *("train", "evaluate", "benchmarks", "ablate", "inference_cost", "finetune_your_data"),
-    *("prepare_data", "convert", "pretrain", "train_codebook"),
-    *("table1", "table2", "table3", "table4", "table5"),
-    *("figure1", "figure2", "figure3", "figure4", "figure5", "figure6", "figure7"),
-    *("audit", "reproduce", "check_1B", "gpu_check", "benchmark_data"),
+    *("tables", "figures", "audit", "reproduce"),
+    *("prepare_data", "convert", "pretrain", "train_codebook", "check_1B", "gpu_check", "benchmark_data"),
 )
 HOME = Path(os.environ.get("PERCEPTIO_HOME") or ROOT)
 WORK = ROOT / "build" / "docs"
