@@ -1,0 +1,65 @@
+"""What a stranger meets first agrees with the repository: cards of weights, citation, changelog, and every name of a notebook or a module."""
+
+import json
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+from conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+WEIGHTS = [ROOT / name for name in TRACKED if name.endswith((".safetensors", ".pt", ".bin"))]
+
+
+def card_of(weights):
+    "The card of committed weights: the first README.md above them."
+    return next(p / "README.md" for p in weights.parents if (p / "README.md").is_file())
+
+
+def test_there_are_committed_weights():
+    assert WEIGHTS
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda p: p.name)
+def test_committed_weights_have_a_card(weights):
+    card = card_of(weights)
+    assert card.parent.is_relative_to(ROOT / "data" / "checkpoints"), f"{weights} has no card beside it"
+    text = card.read_text(encoding="utf-8")
+    assert f"`{weights.relative_to(card.parent)}`" in text
+    assert {"## Trained on", "## Measured", "## Limits", "## Licence"} <= set(text.splitlines())
+
+
+@pytest.mark.parametrize("card", sorted(set(map(card_of, WEIGHTS))), ids=lambda p: p.parent.name)
+def test_a_card_says_what_its_records_say(card):
+    "| what | number | `file` key/key |"
+    rows = re.findall(r"^\| .* \| ([\d.]+) \| `([\w./]+\.json)` (\S+) \|$", card.read_text(encoding="utf-8"), re.M)
+    assert rows
+    for number, file, path in rows:
+        value = json.loads((card.parent / file).read_text(encoding="utf-8"))
+        for key in path.split("/"):
+            value = value[int(key) if isinstance(value, list) else key]
+        assert f"{value:.3f}" == number, (file, path)
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)  # what version 1.2.0 of the form asks for
+    assert (cited["cff-version"], cited["version"], cited["license"]) == (
+        "1.2.0",
+        PROJECT["version"],
+        PROJECT["license"],
+    )
+    (paper,) = cited["references"]
+    entry = re.search(r"@article\{.*?\n\}", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[0]
+    assert paper["title"] == re.search(r"title\s+= \{(.*)\}", entry)[1]
+    names = [f"{a['family-names']}, {a['given-names']}" for a in paper["authors"]]
+    assert " and ".join(names) == re.search(r"author\s+= \{(.*)\}", entry)[1]
+    assert paper["url"] == PROJECT["urls"]["Paper"]
+
+
+def test_the_changelog_begins_with_this_version():
+    first = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)[1]
+    assert first == PROJECT["version"]
