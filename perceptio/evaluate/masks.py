@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Output', 'Predictor', 'ask', 'predict', 'Scripted', 'FunctionPredictor', 'Answered', 'Shared', 'scene_rng',
-           'SceneQuery', 'numbered_scenes', 'text_queries', 'res_queries', 'score_masks', 'evaluate_res']
+           'SceneQuery', 'text_queries', 'numbered_scenes', 'res_queries', 'score_masks', 'evaluate_res']
 
 # %% ../../nbs/evaluate/04_masks.ipynb #a0c40eae
 from collections.abc import Callable, Iterable, Iterator
@@ -159,15 +159,7 @@ class SceneQuery(NamedTuple):
     scene: int  # position in the store
     about: Any  # Expression or Question
 
-# %% ../../nbs/evaluate/04_masks.ipynb #d699e201
-def numbered_scenes(
-    store,  # SceneStore, or a list of scenes
-    limit: int | None = None,  # the first so many, None = all
-) -> Iterator[tuple[int, Scene]]:
-    "(position, scene) pairs of a store."
-    return ((i, store[i]) for i in range(len(store) if limit is None else min(limit, len(store))))
 
-# %% ../../nbs/evaluate/04_masks.ipynb #b6925bc1
 def text_queries(
     texts: list,  # Expressions or Questions about one scene
     position: int,
@@ -176,7 +168,15 @@ def text_queries(
     "Named texts about a scene."
     return [SceneQuery(f"{scene.split}/{scene.index}/{j}", position, text) for j, text in enumerate(texts)]
 
-# %% ../../nbs/evaluate/04_masks.ipynb #c64eb476
+# %% ../../nbs/evaluate/04_masks.ipynb #d699e201
+def numbered_scenes(
+    store,  # SceneStore, or a list of scenes
+    limit: int | None = None,  # the first so many, None = all
+) -> Iterator[tuple[int, Scene]]:
+    "(position, scene) pairs of a store."
+    return ((i, store[i]) for i in range(len(store) if limit is None else min(limit, len(store))))
+
+
 def res_queries(
     store,  # SceneStore, or a list of scenes
     seed: int = 0,
@@ -219,6 +219,16 @@ def _flat(parts, values):
     return {f"{metric}/{name}": v for name, part in parts.items() for metric, v in values(part).items()}
 
 
+def _object_facts(query, store, output=None):
+    "Key and fields of a record; with an output also the object that its mask covers best, and whether it is right."
+    about = query.about
+    known = dict(key=query.key, kind=about.kind, image=query.scene, text=about.text, object=about.object_id)
+    if output is None:
+        return known
+    picked = matched_object(output.mask, store[query.scene].ids)
+    return known | dict(picked=picked, right=picked == about.object_id)
+
+# %% ../../nbs/evaluate/04_masks.ipynb #b6a56cfc
 def evaluate_res(
     predictor: Predictor,
     store,  # the queries' scenes by index
@@ -235,14 +245,9 @@ def evaluate_res(
     score, largest, parsed = RefSegMetrics(), RefSegMetrics(), []
     to_sample = lambda q: ask(q.key, store[q.scene].image, question(q.about.text), perceive, q.scene)
     truth = lambda q: store[q.scene].mask(q.about.object_id)
-
-    def facts(q, _true, out=None):
-        known = dict(key=q.key, kind=q.about.kind, image=q.scene, text=q.about.text, object=q.about.object_id)
-        picked = None if out is None else matched_object(out.mask, store[q.scene].ids)
-        return known if out is None else known | dict(picked=picked, right=picked == q.about.object_id)
-
+    facts = lambda q, _true, out: _object_facts(q, store, out)
     for q, true, out in score_masks(score, predictor, queries, to_sample, truth, facts, perceive, batch_size, progress):
-        largest.update(largest_object_mask(store[q.scene]), true, **facts(q, true))
+        largest.update(largest_object_mask(store[q.scene]), true, **_object_facts(q, store))
         parsed.append(out.parsed)
     rng, right = np.random.default_rng(seed), sum(r["right"] for r in score.records)
     parts, n = _grouped(score, groups), len(score.records)
