@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from perceptio.core.files import holder
+from perceptio.core.files import lock_holder
 from perceptio.world.scenes import make_scene
 
 SPLIT = dict(split="val", n=10, seed=3, px=32)
@@ -54,7 +54,7 @@ def test_scenes_that_four_want_and_the_first_does_not_finish(tmp_path):
     assert [process.stdout.readline() for process in four] == ["ready\n"] * 4
     (tmp_path / "go").mkdir()
     folder = tmp_path / "go" / "scenes" / "val"
-    first = wait_for(lambda: holder(folder))
+    first = wait_for(lambda: lock_holder(folder))
     others = [process for process in four if process.pid != first["pid"]]
     in_use = f"split 'val' in scenes is in use by process {first['pid']} on "
     for process in others:

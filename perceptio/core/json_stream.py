@@ -21,9 +21,9 @@ _PART = re.compile(
 LARGEST = 1 << 26  # characters; a value that does not end within so many is broken
 
 
-def _checked(said, value):
+def _checked(source, value):
     try:
-        check_characters(said, value)
+        check_characters(source, value)
     except ValueError as error:
         return BadSample(str(error))
     return value
@@ -51,12 +51,13 @@ class _Window:
 
     def take(self, expected):
         "Step over one of the expected characters."
-        if not (found := self.next()) or found not in expected:
+        if not (character := self.next()) or character not in expected:
             raise ValueError(
-                f"{self.text[self.at : self.at + 20]!r} at character {self.before + self.at}, where one of {' '.join(expected)} belongs"
+                f"{self.text[self.at : self.at + 20]!r} at character {self.before + self.at}, where one of "
+                f"{' '.join(expected)} belongs"
             )
         self.at += 1
-        return found
+        return character
 
     def value(self):
         "The next value; BadSample in place of one that cannot be read."
@@ -70,11 +71,9 @@ class _Window:
                 return self.past(TOO_DEEP)
             except ValueError:
                 return self.past(TOO_LONG)
-            if self.text[end : end + 1].strip(
-                ".eE+-"
-            ):  # else it may go on in the next piece, as a number does after its point
-                said, self.at = self.text[self.at : end], end
-                return _checked(said, value)
+            if self.text[end : end + 1].strip(".eE+-"):  # else it may go on in the next piece, as a number does
+                source, self.at = self.text[self.at : end], end
+                return _checked(source, value)
             if len(self.text) - self.at > LARGEST or not self.more():
                 return self.past("not JSON: write texts and names in double quotes, and a comma between two values")
 
@@ -140,9 +139,6 @@ def json_items(
             raise ValueError(f"{Path(path).name} is not the JSON it should be, download it again: {error}") from error
 
 # %% ../../nbs/core/07_json_stream.ipynb #df4908ed
-FIRST_LINE = 1 << 22  # bytes; a longer first line is taken for a whole file in one line
-
-
 def json_lines(path: str | Path) -> Iterator[tuple[int, object]]:  # line, from 1; its value, or BadSample
     "The values of a file that has one in each line."
     check_regular(path, Path(path).name)
@@ -161,24 +157,27 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, object]]:  # line, from 
             yield number, value
 
 # %% ../../nbs/core/07_json_stream.ipynb #90e6e834
+FIRST_LINE = 1 << 22  # bytes; a longer first line is taken for a whole file in one line
+
+
 def json_form(path: str | Path) -> str:  # list | lines | object
     "Whether a file is one list, has an object in each line, or is one object."
     check_regular(path, Path(path).name)
     with Path(path).open("rb") as file:
         lines = (line.removeprefix(b"\xef\xbb\xbf").strip() for line in iter(lambda: file.readline(FIRST_LINE), b""))
-        first = next((line for line in lines if line), b"")
+        first_line = next((line for line in lines if line), b"")
         more = any(lines)
-    if first.startswith(b"["):
+    if first_line.startswith(b"["):
         return "list"
     if Path(path).suffix == ".jsonl":
         return "lines"
     try:
-        whole = isinstance(parse_json(first), dict)
+        whole = isinstance(parse_json(first_line), dict)
     except ValueError:
         whole = False
-    return "lines" if whole and more else "object" if first.startswith(b"{") else "list"
+    return "lines" if whole and more else "object" if first_line.startswith(b"{") else "list"
 
-# %% ../../nbs/core/07_json_stream.ipynb #50fcce12
+
 def json_entries(path: str | Path) -> Iterator[object]:  # values; BadSample for a line that has none
     "The entries of a file, which is a list or has one in each line."
     form = json_form(path)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core.files import hash_file, read_json, sweep, write_atomically, write_json
+from ..core.files import hash_file, read_json, remove_parts, write_atomically, write_json
 from ..core.foreign import check_keys
 from ..core.notebook import say_once
 from ..core.weights import open_array, read_state, write_array
@@ -54,7 +54,8 @@ def identity(
     "What decides the codes: images, teacher, codebook."
     if codebook.n_codes > ABSENT:
         raise ValueError(
-            f"the codebook has {codebook.n_codes} codes: the cache keeps a byte for each token, {ABSENT} of which means none; use at most {ABSENT}"
+            f"the codebook has {codebook.n_codes} codes: the cache keeps a byte for each token, {ABSENT} of which "
+            f"means none; use at most {ABSENT}"
         )
     if len(set(keys)) < len(keys):
         seen = set()
@@ -98,7 +99,8 @@ def refuse_other(
     other = [f"{k} {short(found.get(k))}, not {short(v)}" for k, v in wanted.items() if found.get(k) != v]
     if other:
         raise ValueError(
-            f"the depth tokens in {folder.name!r} were made with {'; '.join(other)}{hint}. They would mean something else: use what they were made with, or write elsewhere"
+            f"the depth tokens in {folder.name!r} were made with {'; '.join(other)}{hint}. They would mean something "
+            "else: use what they were made with, or write elsewhere"
         )
 
 # %% ../../nbs/data/11_depth_cache.ipynb #2f0d43c1
@@ -121,7 +123,8 @@ def check_depth(
     if depth.ndim != 2 or not depth.size or not (depth.min() >= -1e-4 and depth.max() <= 1 + 1e-4):
         found = f"of {depth.min():.3g}..{depth.max():.3g}" if depth.size else "without a value"
         raise ValueError(
-            f"a depth map is {depth.shape} {found}, expected (H, W) inverse depth in [0, 1], 1 = nearest: see normalize_depth"
+            f"a depth map is {depth.shape} {found}, expected (H, W) inverse depth in [0, 1], 1 = nearest: see "
+            "normalize_depth"
         )
     return depth
 
@@ -194,7 +197,8 @@ def _load_shard(path, rows, n):
         or not (skipped.keys() <= names and all(isinstance(why, str) for why in skipped.values()))
     ):
         raise ValueError(
-            f"{path} does not hold {n} codes, or a reason, for each of the rows {rows.start} to {rows.stop - 1}: {remedy}"
+            f"{path} does not hold {n} codes, or a reason, for each of the rows {rows.start} to {rows.stop - 1}: "
+            f"{remedy}"
         )
     return codes.numpy(), {int(i): why for i, why in skipped.items()}
 
@@ -217,7 +221,8 @@ def _check_skipped(keys, parts, paths, allowed):
                 path.unlink(missing_ok=True)
         i, why = next(iter(skipped.items()))
         raise ValueError(
-            f"{len(skipped)} of {len(keys)} images could not be read, the first is {keys[i]!r} ({why}): check the folder of images and call again, or raise max_skipped"
+            f"{len(skipped)} of {len(keys)} images could not be read, the first is {keys[i]!r} ({why}): check the "
+            "folder of images and call again, or raise max_skipped"
         )
     return [dict(row=i, key=keys[i], reason=why) for i, why in skipped.items()]
 
@@ -235,7 +240,8 @@ def _join(folder, keys, pictures, plan, paths, allowed):
     write_json(folder / "meta.json", plan | dict(skipped=len(skipped), sha256=hash_file(folder / "codes.npy")))
     if skipped:
         say_once(
-            f"{len(skipped)} of {len(keys)} images have no depth tokens, the first is {skipped[0]['key']!r} ({skipped[0]['reason']}); all are listed in {folder.name}/skipped.json"
+            f"{len(skipped)} of {len(keys)} images have no depth tokens, the first is {skipped[0]['key']!r} "
+            f"({skipped[0]['reason']}); all are listed in {folder.name}/skipped.json"
         )
 
 # %% ../../nbs/data/11_depth_cache.ipynb #e1500ac0
@@ -261,7 +267,8 @@ def write_depth_tokens(
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
     if not 0 <= rank < world_size or shard < 1 or batch_size < 1:
         raise ValueError(
-            f"process {rank} of {world_size}, {shard} images a shard, {batch_size} a batch: give a rank from 0 to world_size - 1, and sizes of at least 1"
+            f"process {rank} of {world_size}, {shard} images a shard, {batch_size} a batch: give a rank from 0 to "
+            "world_size - 1, and sizes of at least 1"
         )
     folder, plan = (
         Path(folder),
@@ -284,7 +291,7 @@ def write_depth_tokens(
     if (folder / "meta.json").exists():
         DepthTokens.open(folder, keys, teacher, codebook, maps, pictures)
         shutil.rmtree(folder / "shards", ignore_errors=True)
-        sweep(folder)
+        remove_parts(folder)
     return folder
 
 
@@ -329,12 +336,14 @@ class DepthTokens:
         self.meta = read_json(self.folder / "meta.json", self.redo)
         if "pictures" not in self.meta:
             raise ValueError(
-                f"{self.folder / 'meta.json'} does not say which pictures its names stand for, as caches of earlier versions: {self.redo}"
+                f"{self.folder / 'meta.json'} does not say which pictures its names stand for, as caches of earlier "
+                f"versions: {self.redo}"
             )
         check_keys(self.meta, META, str(self.folder / "meta.json"), self.redo)
         if any(type(self.meta.get(k)) is not int or self.meta[k] < 0 for k in ("N", "skipped")):
             raise ValueError(
-                f"{self.folder / 'meta.json'} has N = {self.meta.get('N')!r} and skipped = {self.meta.get('skipped')!r}, where whole numbers belong: {self.redo}"
+                f"{self.folder / 'meta.json'} has N = {self.meta.get('N')!r} and skipped = "
+                f"{self.meta.get('skipped')!r}, where whole numbers belong: {self.redo}"
             )
 
     @classmethod
@@ -368,7 +377,8 @@ class DepthTokens:
         codes = open_array(self.folder / "codes.npy", self.redo)
         if codes.shape != (self.meta["N"], self.meta["n"]) or codes.dtype != np.uint8:
             raise ValueError(
-                f"codes.npy in {self.folder.name!r} is {codes.dtype} {codes.shape}, meta.json says {(self.meta['N'], self.meta['n'])}: it was changed; {self.redo}"
+                f"codes.npy in {self.folder.name!r} is {codes.dtype} {codes.shape}, meta.json says "
+                f"{(self.meta['N'], self.meta['n'])}: it was changed; {self.redo}"
             )
         if hash_file(self.folder / "codes.npy") != self.meta["sha256"]:
             raise ValueError(
@@ -431,7 +441,8 @@ class DepthTokens:
         "The row of an image; an error if it has no tokens."
         if hole := self.skipped.get(i := self.number(item)):
             raise ValueError(
-                f"{hole['key']!r} has no depth tokens, its image could not be read ({hole['reason']}): leave it out, see `usable`"
+                f"{hole['key']!r} has no depth tokens, its image could not be read ({hole['reason']}): leave it out, "
+                "see `usable`"
             )
         return i
 

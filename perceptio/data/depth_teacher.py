@@ -37,7 +37,8 @@ def input_size(
     "Size at which the network sees a photograph."
     if max(height, width) > LONGEST * min(height, width):
         raise ValueError(
-            f"the image is {height} x {width} pixels: more than {LONGEST} times as long as wide takes too much memory; crop it"
+            f"the image is {height} x {width} pixels: more than {LONGEST} times as long as wide takes too much "
+            "memory; crop it"
         )
     scale = max(TEACHER_SIDE / height, TEACHER_SIDE / width)
     return round(scale * height / PATCH) * PATCH, round(scale * width / PATCH) * PATCH
@@ -100,7 +101,8 @@ def check_teacher(
     hint = f"take one of {', '.join(TEACHERS)}, or a folder with a relative Depth Anything checkpoint"
     if config.model_type != "depth_anything":
         raise ValueError(
-            f"{name!r} is a {config.model_type!r} model, not 'depth_anything': its output may be no depth, or have another sign or unit; {hint}"
+            f"{name!r} is a {config.model_type!r} model, not 'depth_anything': its output may be no depth, or have "
+            f"another sign or unit; {hint}"
         )
     if config.depth_estimation_type != "relative":
         raise ValueError(f"{name!r} is a {config.depth_estimation_type} model, it predicts metres up to {config.max_depth}, larger = farther: "
@@ -125,7 +127,8 @@ def load_network(
         )
     except OSError as error:
         raise ValueError(
-            f"no depth teacher at {name!r} ({str(error).splitlines()[0]}): name one of {', '.join(TEACHERS)} where the hub can be reached, or the folder of a downloaded checkpoint"
+            f"no depth teacher at {name!r} ({str(error).splitlines()[0]}): name one of {', '.join(TEACHERS)} where "
+            "the hub can be reached, or the folder of a downloaded checkpoint"
         ) from error
     if lacking := sorted(
         k for k in info["missing_keys"] if not k.endswith("mask_token")

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 from ..core.files import read_json, write_atomically
-from ..core.foreign import BROKEN
-from ..core.notebook import near
+from ..core.foreign import READ_ERRORS
+from ..core.notebook import candidate_paths
 from ..core.settings import Settings
 from ..core.weights import CUT_DOWNLOAD
 from .backbone import image_processor, image_tokens
@@ -26,7 +26,7 @@ def language_folder(
     places = [
         place
         for name in (base / "language", base, local / f"{base.name}-hf", local / base.name)
-        for place in near(name)
+        for place in candidate_paths(name)
     ]
     for folder in places:
         if (folder / "config.json").is_file():
@@ -58,7 +58,7 @@ class _Reading:
         return self
 
     def __exit__(self, kind, error, _):
-        if kind is Exception or kind and issubclass(kind, BROKEN):
+        if kind is Exception or kind and issubclass(kind, READ_ERRORS):
             raise ValueError(
                 f"the tokenizer in {self.folder} is damaged ({type(error).__name__}: {error}): {COPY}"
             ) from error

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.files import lock, once, read_json, sweep
+from ..core.files import lock, make_once, read_json, remove_parts
 from ..core.foreign import check_keys
 from ..core.weights import check_step, load_tensors, read_state, write_weights
 from .codebook import REDO_CODEBOOK, DepthCodebook, load_codebook, save_codebook
@@ -214,7 +214,7 @@ def _fit(settings, store, folder, progress, device):
     save_codebook(codebook.cpu(), folder, **spec, history=history[:: max(1, len(history) // 100)])
     for state in folder.glob("training-*.safetensors"):  # of other settings too
         state.unlink()
-    sweep(folder)
+    remove_parts(folder)
     return codebook
 
 # %% ../../nbs/method/04_codebook_training.ipynb #61018697
@@ -245,7 +245,7 @@ def ensure_codebook(
 ) -> DepthCodebook:  # frozen
     "The codebook in `folder` if it is the one of these settings; trained and saved there if the folder has none."
     folder = Path(folder)
-    once(folder, lambda: _fit(settings, store, folder, progress, device), _named(folder), sign="codebook.json")
+    make_once(folder, lambda: _fit(settings, store, folder, progress, device), _named(folder), sign="codebook.json")
     found = load_codebook(folder)
     notes = read_json(folder / "codebook.json", REDO_CODEBOOK).get("notes") or {}
     differs = {k: (notes.get(k), v) for k, v in codebook_spec(settings, store).items() if notes.get(k) != v}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..core.notebook import near
+from ..core.notebook import candidate_paths
 from .answers import PerceptioOutput, Region, phrases
 from .backbone import check_image, image_tiles, image_tokens
 from .chat import check_context
@@ -31,11 +31,13 @@ def find_checkpoint(
     path: str | Path,  # a folder, or the name of a run such as "runs/tiny"
 ) -> Path:
     "The checkpoint folder: `path`, `path`/checkpoint, or the same below the checkout."
-    places = [folder / more for folder in (Path(path), *near(path)) for more in ("", "checkpoint")]
+    places = [folder / more for folder in (Path(path), *candidate_paths(path)) for more in ("", "checkpoint")]
     for place in places:
         if (place / "settings.json").is_file():
             return place.absolute()  # parts of it are read later
-    runs = sorted({p.parent.parent.name for folder in near("runs") for p in folder.glob("*/checkpoint/settings.json")})
+    runs = sorted(
+        {p.parent.parent.name for folder in candidate_paths("runs") for p in folder.glob("*/checkpoint/settings.json")}
+    )
     raise ValueError(
         f"no Perceptio checkpoint at {str(path)!r}; runs with one: {', '.join(runs) or 'none'}. `make train` makes runs/tiny"
     )

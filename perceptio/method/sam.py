@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..core.files import read_json, write_json
-from ..core.notebook import near
+from ..core.notebook import candidate_paths
 from ..core.optional import require
 from ..core.settings import Settings
 from ..core.weights import check_values, load_tensors, read_torch, read_weights, write_weights
@@ -169,7 +169,7 @@ def find_sam(
     name: str | Path,  # of a file or folder, relative to the checkout or to the current folder
 ) -> Path:
     "Where SAM2's weights lie."
-    places = near(name)
+    places = candidate_paths(name)
     if found := next((p for p in places if p.is_file() or (p / "sam.safetensors").is_file()), None):
         return found
     raise ValueError(

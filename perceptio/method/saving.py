@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from ..core.files import new_folder, read_json, write_json
-from ..core.notebook import near
+from ..core.notebook import candidate_paths
 from ..core.record import recorded_settings
 from ..core.settings import Settings
 from perceptio.core.weights import (
@@ -102,7 +102,7 @@ def carry_base(
     "Copy the base beside what was trained on it, where it is this repository's own stand-in; an earlier copy of another base goes."
     for name, part in ((places.base, "language"), (places.sam_checkpoint if places.base else "", "sam")):
         inside, copy = f"{name}/language" if part == "language" else name, folder / "base" / part
-        found = next((p for p in near(inside) if name and p.is_dir()), None)
+        found = next((p for p in candidate_paths(inside) if name and p.is_dir()), None)
         if found and found.resolve() == copy.resolve():
             continue
         shutil.rmtree(copy, ignore_errors=True)
@@ -112,7 +112,7 @@ def carry_base(
 # %% ../../nbs/method/15_saving.ipynb #669c1045
 def absolute_path(name: str | Path) -> str:
     "The absolute path of what is there, which holds in any folder to work in; a name that is no path here stays a name."
-    return next((str(p) for p in near(name) if name and p.exists()), str(name))
+    return next((str(p) for p in candidate_paths(name) if name and p.exists()), str(name))
 
 # %% ../../nbs/method/15_saving.ipynb #c0b2d320
 def with_places(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..core.files import once, read_json_lines, write_atomically
+from ..core.files import make_once, read_json_lines, write_atomically
 from ..core.settings import Settings
 from ..method.backbone import image_tokens, normalise
 from ..method.chat import STOP, question_text
@@ -153,7 +153,7 @@ def load_turns(
     if not cache:
         return made()
     cache = Path(cache)
-    once(
+    make_once(
         cache,
         lambda: write_atomically(cache, "\n".join(json.dumps(t) for t in made()) + "\n"),
         f"questions in {cache.name}",

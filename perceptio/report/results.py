@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..core.files import plain, write_atomically
+from ..core.files import to_json_types, write_atomically
 from ..core.record import Run, run_folder, write_result
 from ..evaluate.suite import world_result
 
@@ -24,7 +24,7 @@ def write_records(
     records: list[dict],
 ) -> Path:  # folder/records/<part>.jsonl
     "Keep the record of each sample, one a line."
-    lines = "".join(json.dumps(plain(record)) + "\n" for record in records)
+    lines = "".join(json.dumps(to_json_types(record)) + "\n" for record in records)
     return write_atomically(Path(folder) / "records" / f"{part.replace('/', '-')}.jsonl", lines)
 
 # %% ../../nbs/report/01_results.ipynb #af379fb2

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from transformers import TrainerCallback
 
-from ..core.files import plain, write_json
+from ..core.files import to_json_types, write_json
 from ..core.record import Run
 from ..core.settings import Settings
 from perceptio.method.backbone import (
@@ -426,7 +426,7 @@ def keep_measured(
     value,
 ) -> dict:  # metrics
     "Add a measurement and write all."
-    metrics[name] = plain(value)
+    metrics[name] = to_json_types(value)
     write_json(run.dir / "measured.json", metrics)
     return metrics
 

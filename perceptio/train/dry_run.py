@@ -17,7 +17,7 @@ import torch
 
 from ..core.files import read_json
 from ..core.foreign import check_keys
-from ..core.notebook import checkout, data_dir, find, home_dir
+from ..core.notebook import checkout, data_dir, find_path, home_dir
 from ..core.optional import require
 from ..core.settings import Settings
 from ..core.weights import CUT_DOWNLOAD, shard_files, tensor_shapes
@@ -234,10 +234,10 @@ def _checkpoints(settings):
             yield "language model", None, str(error)
     yield from _checked(settings)
     if settings.use_seg and settings.sam_checkpoint:
-        yield "SAM2", find(settings.sam_checkpoint), "download sam2_hiera_large.pt from the SAM2 repository"
+        yield "SAM2", find_path(settings.sam_checkpoint), "download sam2_hiera_large.pt from the SAM2 repository"
     if settings.use_depth and settings.codebook:
         hint = "a VQ-VAE file in AURORA's format with 128 codes, or a folder of DepthCodebook.save_pretrained"
-        yield "depth codebook", find(settings.codebook), hint
+        yield "depth codebook", find_path(settings.codebook), hint
 
 
 def _data_sets(settings):

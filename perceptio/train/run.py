@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from ..core.notebook import find, in_test, run_dir
+from ..core.notebook import find_path, in_test, run_dir
 from ..core.record import Run, read_run, run_folder
 from ..core.settings import Settings
 from ..core.weights import check_state
@@ -93,7 +93,7 @@ def run_codebook(
     if not settings.use_depth:
         return None
     if settings.codebook:
-        return DepthCodebook.from_pretrained(find(settings.codebook), settings.depth_size, settings.codebook_unit)
+        return DepthCodebook.from_pretrained(find_path(settings.codebook), settings.depth_size, settings.codebook_unit)
     return ensure_codebook(settings, store, run_dir(name) / "codebook")
 
 # %% ../../nbs/train/03_run.ipynb #368c974b

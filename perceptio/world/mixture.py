@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..core.files import end_with_parent, hash_files, once, read_json_lines, write_atomically
+from ..core.files import end_with_parent, hash_files, make_once, read_json_lines, write_atomically
 from ..core.notebook import data_dir
 from ..core.settings import Settings
 from ..method.codebook import DepthCodebook
@@ -163,7 +163,9 @@ def load_tasks(
 ) -> list[dict]:  # one per scene
     "The tasks of a split, written beside it the first time."
     file = Path(store.path) / f"tasks-{seed}.jsonl"
-    once(file, lambda: _write_tasks(file, store, seed, workers, progress), f"{file.name} of split {file.parent.name!r}")
+    make_once(
+        file, lambda: _write_tasks(file, store, seed, workers, progress), f"{file.name} of split {file.parent.name!r}"
+    )
     tasks = read_json_lines(file, remedy := "delete it, and it is written again")
     if len(tasks) != len(store):
         raise ValueError(f"{file} has the tasks of {len(tasks)} scenes, the split has {len(store)}: {remedy}")

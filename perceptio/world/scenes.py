@@ -27,13 +27,13 @@ from perceptio.core.files import (
     atomic,
     end_with_parent,
     hash_file,
-    once,
+    make_once,
     read_json,
     read_json_lines,
-    sweep,
+    remove_parts,
     write_atomically,
 )
-from ..core.foreign import BROKEN, check_keys
+from ..core.foreign import READ_ERRORS, check_keys
 from ..core.notebook import project_root
 from .layout import sample_world
 from .shading import render
@@ -195,7 +195,7 @@ def _name(folder, target):
     "Remove what only the making needed, and give the folder its name."
     for p in [*folder.glob("chunk*.jsonl"), folder / "plan.json"]:
         p.unlink(missing_ok=True)
-    sweep(folder)
+    remove_parts(folder)
     os.replace(folder, target)
 
 # %% ../../nbs/world/04_scenes.ipynb #67efca58
@@ -228,7 +228,7 @@ def write_split(
     if n < 1:
         raise ValueError(f"n is {n}: a split needs at least one scene")
     target, plan = Path(root) / split, dict(split=split, n=n, seed=seed, px=px, version=GENERATOR_VERSION)
-    once(target, lambda: _render(target, plan, workers, progress), f"split {split!r} in {target.parent.name}")
+    make_once(target, lambda: _render(target, plan, workers, progress), f"split {split!r} in {target.parent.name}")
     _refuse_other(f"{target} already holds", SceneStore(target).meta, plan)
     return target
 
@@ -253,7 +253,7 @@ def _unpacked(path, name, remedy):
     try:
         with np.load(path) as arrays:
             return arrays[name]
-    except BROKEN as error:
+    except READ_ERRORS as error:
         raise ValueError(f"{path} is cut off or damaged ({error}): {remedy}") from error
 
 
