@@ -281,6 +281,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'perceptio/core/settings.py'),
                                          'perceptio.core.settings.read_settings_file': ( 'core/settings.html#read_settings_file',
                                                                                          'perceptio/core/settings.py'),
+                                         'perceptio.core.settings.section_values': ( 'core/settings.html#section_values',
+                                                                                     'perceptio/core/settings.py'),
                                          'perceptio.core.settings.settings_file': ( 'core/settings.html#settings_file',
                                                                                     'perceptio/core/settings.py'),
                                          'perceptio.core.settings.settings_table': ( 'core/settings.html#settings_table',

@@ -6,9 +6,9 @@
 __all__ = ['CHOICES', 'MAY_BE_ZERO', 'BELOW_ONE', 'AT_MOST_ONE', 'DIVIDES', 'WITHOUT_DEPTH', 'WITHOUT_SEG', 'ABLATIONS',
            'BOOLEANS', 'RunSettings', 'BackboneSettings', 'CodebookSettings', 'SegmentationSettings',
            'TrainableSettings', 'LossSettings', 'OptimSettings', 'DataSettings', 'check_choices', 'check_ranges',
-           'check_dimensions', 'check_combinations', 'check_settings', 'settings_file', 'read_settings_file', 'sizes',
-           'check_size', 'parse_setting', 'check_overrides', 'Settings', 'settings_table', 'parse_overrides',
-           'notebook_size']
+           'check_dimensions', 'check_combinations', 'check_settings', 'settings_file', 'section_values',
+           'read_settings_file', 'sizes', 'check_size', 'parse_setting', 'check_overrides', 'Settings',
+           'settings_table', 'parse_overrides', 'notebook_size']
 
 # %% ../../nbs/core/03_settings.ipynb #d527979a
 import configparser
@@ -288,21 +288,39 @@ def settings_file() -> Path:
     own = package_dir() / "settings.ini"
     return own if own.is_file() else project_root() / "settings.ini"
 
+# %% ../../nbs/core/03_settings.ipynb #49074db7
+def section_values(
+    sections: dict[str, dict[str, str]],  # as they are written, "DEFAULT" among them
+    name: str,  # one of them
+    heirs: tuple[str, ...] = (),  # those that inherit from it on this chain
+) -> dict[str, str]:  # setting -> text
+    "What a section says, and below it what it inherits."
+    own = dict(sections[name])
+    if name == "DEFAULT":
+        return own
+    parent = own.pop("inherits", "DEFAULT")
+    if parent in (*heirs, name):
+        raise ValueError(f"[{name}] inherits from [{parent}], which inherits from it: one of them must name another")
+    if parent not in sections:
+        raise ValueError(f"[{name}] inherits from [{parent}], which does not exist{did_you_mean(parent, sections)}")
+    return section_values(sections, parent, (*heirs, name)) | own
+
 # %% ../../nbs/core/03_settings.ipynb #54ec313b
 def read_settings_file(
     path: str | Path = "",  # "" = `settings_file`
-) -> dict[str, dict[str, str]]:  # section -> name -> text, [DEFAULT] already filled in
+) -> dict[str, dict[str, str]]:  # section -> name -> text, with what it inherits; [DEFAULT] is no section of its own
     "All sections of a settings file, after refusing keys that are not settings."
-    parser = configparser.ConfigParser(inline_comment_prefixes=("#",), interpolation=None)
+    parser = configparser.ConfigParser(default_section="", inline_comment_prefixes=("#",), interpolation=None)
     path = Path(path or settings_file())
     with path.open(encoding="utf-8") as file:
         parser.read_file(file)
+    sections = {"DEFAULT": {}} | {name: dict(parser[name]) for name in parser.sections()}
     known = [f.name for f in fields(Settings) if f.name not in ("size", "ablation")]
-    for section in [parser.defaults(), *parser.values()]:
+    for name, section in sections.items():
         for key in section:
-            if key not in known:
+            if key not in known and (key != "inherits" or name == "DEFAULT"):
                 raise ValueError(f"{path.name}: {key!r} is not a setting{did_you_mean(key, known)}")
-    return {name: dict(parser[name]) for name in parser.sections()}
+    return {name: section_values(sections, name) for name in sections if name != "DEFAULT"}
 
 # %% ../../nbs/core/03_settings.ipynb #369cec6e
 def sizes() -> tuple[str, ...]:
