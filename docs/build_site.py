@@ -81,7 +81,10 @@ def provenance(run):
     given = ", ".join(f"`{k} = {v}`" for k, v in run.parameters.items()) or "its own values"
     seconds = run.about["duration"]
     took = f"{seconds / 60:.0f} minutes" if seconds > 100 else f"{seconds:.0f} seconds"
-    return f":::{{note}}\nRun on {run.about['end_time'][:10]} with {given}; it took {took}.\n:::"
+    form = (
+        " This is the smallest size: it shows the form, not results." if run.parameters.get("size") == "smoke" else ""
+    )
+    return f":::{{note}}\nRun on {run.about['end_time'][:10]} with {given}; it took {took}.{form}\n:::"
 
 
 def write(path, notebook):
@@ -130,7 +133,7 @@ def runs(source):
     for name in names:
         path = NBS / f"{name}.ipynb"
         shown = found[name].notebook if found[name] else read(path)
-        write(source / path.name, page(shown, ".", [origin(path, read(path)), provenance(found[name])]))
+        write(source / path.name, page(shown, ".", [origin(path, read(path)), provenance(found[name])], fold=True))
     sentence = (
         "Each is run with papermill, at `size=tiny` on a laptop's CPU, and with `-p size 8B` at the paper's size."
     )

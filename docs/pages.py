@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
 FLOORS = {  # folder of nbs/ -> what its page says, in the order of the site
     "core": "What every other room needs: where files are, settings, reading foreign files, recording runs.",
-    "method": "The paper's section 3, an equation at a time: tokens, codebook, losses, soft merge, model, generation.",
+    "method": "Section 3 of the paper (Methods), an equation at a time: tokens, codebook, losses, soft merge, model, generation.",
     "convert": "Published checkpoints and tokenizers become this project's.",
     "world": "The built-in scenes with exact masks and depth, their questions, and the mixture to train on.",
     "data": "The paper's data: readers of the published sets, the depth teacher, the joint set, its filters and caches.",
@@ -25,6 +25,7 @@ FLOORS = {  # folder of nbs/ -> what its page says, in the order of the site
     "testing": "Small files in the published forms, broken files, and what a machine can do.",
 }
 DIRECTIVE = re.compile(r"^#\|\s*(?P<name>[\w-]+):?[ \t]*(?P<value>.*)$", re.M)
+LONG = 10  # lines of code that stay open on the page of a notebook to run
 NAMED = re.compile(r"(?<![\[`])`(?P<path>(?:nbs/)?[\w/-]+\.ipynb)`(?!\])")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -59,7 +60,24 @@ def shown_outputs(cell):
         yield output
 
 
-def shown_code(cell):
+def folds(cell, text):
+    "Tags that fold long code and long plain output on the page of a notebook to run, which is read for its results."
+    plain = sum(o.get("data", o).get("text/plain", o.get("text", "")).count("\n") for o in joined(cell["outputs"]))
+    rich = any({"text/html", "text/markdown", "image/png"} & set(o.get("data", ())) for o in cell["outputs"])
+    parameters = {"parameters", "injected-parameters"} & set(cell["metadata"].get("tags", []))
+    long = text.count("\n") >= LONG and not parameters
+    return ["hide-input"] * long + ["hide-output"] * (plain > 3 * LONG and not rich)
+
+
+def joined(outputs):
+    "Outputs whose texts are strings and not lists of lines."
+    whole = lambda text: "".join(text) if isinstance(text, list) else text
+    for output in outputs:
+        data = {kind: whole(text) for kind, text in output.get("data", {}).items()}
+        yield {"data": data} if data else {"text": whole(output.get("text", ""))}
+
+
+def shown_code(cell, fold=False):
     "A code cell as a reader sees it, without nbdev's lines; None for one that is hidden or has nothing left."
     said = directives(source(cell))
     cell["outputs"] = list(shown_outputs(cell))
@@ -67,7 +85,7 @@ def shown_code(cell):
     tags = cell["metadata"].get("tags", [])
     if "hide" in said or not (text.strip() or cell["outputs"]):
         return None
-    metadata = {"tags": tags + ["exported"] * ("export" in said)}
+    metadata = {"tags": tags + ["exported"] * ("export" in said) + (folds(cell, text) if fold else [])}
     if alt := said.get("fig-alt"):
         metadata["mystnb"] = {"image": {"alt": alt.strip("\"'")}}
     return cell | {"source": text, "metadata": metadata, "execution_count": None}
@@ -83,13 +101,13 @@ def linked(text, folder):
     return NAMED.sub(link, text)
 
 
-def page(notebook, folder, remarks=()):
-    "A notebook as the site shows it: nbdev's lines and hidden cells gone, remarks below its title."
+def page(notebook, folder, remarks=(), fold=False):
+    "A notebook as the site shows it: nbdev's lines and hidden cells gone, remarks below its title, long code folded."
     cells = []
     for cell in copy.deepcopy(notebook["cells"]):
         if cell["cell_type"] == "markdown":
             cells.append(cell | {"source": linked(source(cell), folder)})
-        elif cell["cell_type"] == "code" and (cell := shown_code(cell)):
+        elif cell["cell_type"] == "code" and (cell := shown_code(cell, fold)):
             cells.append(cell)
     notes = [{"cell_type": "markdown", "id": f"remark{i}", "metadata": {}, "source": r} for i, r in enumerate(remarks)]
     return notebook | {"cells": cells[:1] + notes + cells[1:]}

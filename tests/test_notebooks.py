@@ -96,6 +96,22 @@ def test_every_kept_picture_says_what_it_shows(path):
             assert re.search(r"^#\| fig-alt: \S+ \S+", source(cell), re.M), source(cell)[:200]
 
 
+def anchors(path):
+    "Headings of a notebook as JupyterLab makes anchors of them."
+    lines = "\n".join(source(c) for c in cells(path) if c["cell_type"] == "markdown").splitlines()
+    return {re.sub(r"[`*]", "", line.lstrip("# ")).replace(" ", "-") for line in lines if re.match("#+ ", line)}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_links_between_notebooks_lead_to_a_heading(path):
+    for cell in cells(path):
+        if cell["cell_type"] == "markdown":
+            for link in re.findall(r"\]\(([^)#:]*\.ipynb(?:#[^)]*)?)\)", source(cell)):
+                name, _, anchor = link.partition("#")
+                assert (target := path.parent / name).is_file(), f"{link}: there is no such notebook"
+                assert not anchor or anchor in anchors(target), f"{link}: headings are {sorted(anchors(target))}"
+
+
 def test_every_notebook_lies_on_top_or_on_a_floor():
     "What is run lies on top, what is read lies in the folder that its module is exported to."
     there = {

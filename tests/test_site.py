@@ -51,6 +51,14 @@ def test_nbdev_is_not_seen():
     assert LESSON["cells"][3]["outputs"] == [LOG]  # the notebook itself is not changed
 
 
+def test_long_code_and_long_plain_output_are_folded_where_results_are_read():
+    long, printed = "\n".join("x" * 12), dict(output_type="stream", name="stdout", text=["1\n"] * 40)
+    told = code(long, printed, tags=["parameters"]), code(long, PICTURE), code("print(x)", printed), code("x")
+    tags = lambda fold: [c["metadata"]["tags"] for c in page(notebook(text("# a"), *told), ".", fold=fold)["cells"][1:]]
+    assert tags(True) == [["parameters", "hide-output"], ["hide-input"], ["hide-output"], []]
+    assert tags(False) == [["parameters"], [], [], []]
+
+
 def test_named_notebooks_become_links():
     assert linked("see `nbs/train.ipynb`", "method") == "see [`nbs/train.ipynb`](../train.ipynb)"
     assert linked("see `train.ipynb`, `no/such.ipynb`", ".") == "see [`train.ipynb`](train.ipynb), `no/such.ipynb`"
