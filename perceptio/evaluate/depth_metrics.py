@@ -14,7 +14,7 @@ def depth_metrics(
     true,  # (h, w) inverse depth in [0, 1]
     floor: float = 0.05,  # AbsRel and delta1 are taken where true > floor
 ) -> dict[str, float]:
-    "MSE and RMSE over all pixels; AbsRel and delta1 over the `covered` share (0 and no values when nothing is covered)."
+    "MSE and RMSE over all pixels; AbsRel and delta1 over the `covered` share, and absent where it is 0."
     pred, true = np.asarray(pred, np.float64), np.asarray(true, np.float64)
     if pred.shape != true.shape:
         raise ValueError(f"predicted map {pred.shape}, true map {true.shape}: resize one of them first")

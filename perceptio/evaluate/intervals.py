@@ -22,8 +22,8 @@ def wilson(
         raise ValueError(f"wilson needs 0 <= k <= n and n >= 1, got k = {k} and n = {n}")
     z, p = NormalDist().inv_cdf((1 + level) / 2), k / n
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = np.where(k == 0, 0.0, center - half), np.where(k == n, 1.0, center + half)
+    width = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = np.where(k == 0, 0.0, center - width), np.where(k == n, 1.0, center + width)
     return (low, high) if low.ndim else (float(low), float(high))
 
 # %% ../../nbs/evaluate/01_intervals.ipynb #d0c6d1b3
