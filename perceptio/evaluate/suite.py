@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MORE', 'LESS', 'MARKED_LINES', 'PART_ROWS', 'WORLD_PARTS', 'EARLIER', 'CASE', 'CURVES', 'measurements', 'timed_parts',
-           'table_row', 'summary', 'world_result', 'recorded', 'run_origin', 'markdown', 'joint_cases', 'marked_cases',
-           'cases', 'panel', 'Curve', 'curve_rows', 'plot_curve']
+           'table_row', 'summary', 'world_result', 'recorded', 'run_origin', 'markdown', 'joint_cases',
+           'marked_point_cases', 'cases', 'panel', 'Curve', 'curve_rows', 'plot_curve']
 
 # %% ../../nbs/evaluate/11_suite.ipynb #12705cea
 import time
@@ -294,7 +294,7 @@ def joint_cases(
     return rows
 
 # %% ../../nbs/evaluate/11_suite.ipynb #7be2d9ce
-def marked_cases(
+def marked_point_cases(
     predictor,  # Perceptio
     store,  # SceneStore
 ) -> list[dict]:  # with the keys of CASE
@@ -319,7 +319,7 @@ def cases(
     "The first right and wrong joint answers, then the first right and wrong marked-point answers."
     of = lambda rows, value, limit: [row for row in rows if row["right"] == value][:limit]
     pick = lambda rows: of(rows, True, right) + of(rows, False, wrong)
-    return pick(joint_cases(predictor, store, scenes)) + pick(marked_cases(predictor, store))
+    return pick(joint_cases(predictor, store, scenes)) + pick(marked_point_cases(predictor, store))
 
 # %% ../../nbs/evaluate/11_suite.ipynb #c247a2e8
 def panel(
