@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core.dense import DenseToken
 from ..core.files import lock, make_once, read_json, remove_parts
 from ..core.foreign import check_keys
 from ..core.weights import check_step, load_tensors, read_state, write_weights
@@ -25,10 +26,10 @@ from .vqvae import perplexity
 
 # %% ../../nbs/method/04_codebook_training.ipynb #10d2837f
 def draw_batches(
-    depths,  # (N, H, W) array or tensor, anything else with a shape that gives (B, H, W) tensors for B rows, or an iterable of batches (B, 1, H, W)
+    depths,  # (N, H, W) or (N, C, H, W) array or tensor, anything else with a shape that gives tensors for B rows, or an iterable of batches (B, C, H, W)
     batch_size: int,
     generator: torch.Generator,
-):  # endless iterator of what is in a batch, for messages, and the batch (B, 1, H, W) float32
+):  # endless iterator of what is in a batch, for messages, and the batch (B, C, H, W) float32
     "Random batches with replacement from maps in memory; an iterable is run through again and again as it is."
     if not hasattr(depths, "shape"):
         while True:
@@ -36,11 +37,12 @@ def draw_batches(
     depths = torch.as_tensor(depths) if isinstance(depths, np.ndarray) else depths
     while True:
         rows = torch.randint(len(depths), (batch_size,), generator=generator)
-        yield f"maps {rows.tolist()}", depths[rows][:, None].float()
+        batch = depths[rows] if len(depths.shape) == 4 else depths[rows][:, None]
+        yield f"maps {rows.tolist()}", batch.float()
 
 # %% ../../nbs/method/04_codebook_training.ipynb #76d69ef4
 def train_codebook(
-    depths,  # (N, H, W) in [0, 1], or an iterable of batches (B, 1, H, W)
+    depths,  # (N, H, W) or (N, C, H, W) in [0, 1], or an iterable of batches (B, C, H, W)
     settings,  # Settings: preset, K, D, n, size, codebook_steps, seed
     steps: int | None = None,  # None: settings.codebook_steps
     generator: torch.Generator | None = None,  # None: seeded with settings.seed
@@ -48,6 +50,7 @@ def train_codebook(
     device: str | torch.device = "cpu",
     keep: str | Path = "",  # file that the state is kept in, and read from if it is there; "" = none
     every: int = 1000,  # steps between two states
+    token: DenseToken | None = None,  # whose maps; None = depth
 ) -> tuple[DepthCodebook, list[dict]]:  # frozen codebook, one record (step, loss, mse, codes_used) per step
     "Train a depth VQ-VAE (paper 3.2). Killed, the same call goes on from the last kept state and ends with the same weights."
     if keep and not hasattr(depths, "shape"):
@@ -56,7 +59,7 @@ def train_codebook(
     steps = settings.codebook_steps if steps is None else steps
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        codebook = DepthCodebook.from_settings(settings).to(device).train()
+        codebook = DepthCodebook.from_settings(settings, token).to(device).train()
     preset = codebook.preset
     batches = draw_batches(depths, preset.batch_size, generator)
     warmup = round(preset.warmup * steps)
@@ -159,20 +162,27 @@ def load_training(file: str | Path, codebook, optimizer, schedule, generator) ->
 @torch.no_grad()
 def evaluate_codebook(
     codebook: DepthCodebook,
-    depths,  # (N, H, W) in [0, 1]: a whole validation set; perplexity of a batch is biased low
+    depths,  # (N, H, W) or (N, C, H, W) in [0, 1]: a whole validation set; perplexity of a batch is biased low
     batch_size: int = 64,
-) -> dict:  # mse, rmse, mae in [0, 1] depth at the codebook's size; codes_used; perplexity; counts (K,)
+) -> (
+    dict
+):  # mse, rmse, mae in [0, 1] at the codebook's size, and what the maps compare by; codes_used; perplexity; counts (K,)
     "Reconstruction error through hard codes, and how the codes are used."
     counts, squared, absolute, pixels = torch.zeros(codebook.n_codes), 0.0, 0.0, 0
-    for batch in torch.as_tensor(depths).split(batch_size):
-        depth = batch[:, None].float().to(codebook.codebook.device)
+    depths, parts = torch.as_tensor(depths), {}
+    for batch in (depths if depths.ndim == 4 else depths[:, None]).split(batch_size):
+        depth = batch.float().to(codebook.codebook.device)
         ids = codebook.encode(depth)
-        error = codebook.decode(ids) - codebook.resize(depth)
+        decoded, wanted = codebook.decode(ids), codebook.resize(depth)
+        error = decoded - wanted
+        for name, values in codebook.maps.compare(decoded.cpu().numpy(), wanted.cpu().numpy()).items():
+            parts.setdefault(name, []).append(values)
         counts += torch.bincount(ids.flatten(), minlength=codebook.n_codes).cpu()
         squared, absolute = squared + error.square().sum().item(), absolute + error.abs().sum().item()
         pixels += error.numel()
     mse, used = squared / pixels, int((counts > 0).sum())
-    errors = dict(mse=mse, rmse=math.sqrt(mse), mae=absolute / pixels)
+    errors = {name: float(np.concatenate(values).mean()) for name, values in parts.items()}
+    errors |= dict(mse=mse, rmse=math.sqrt(mse), mae=absolute / pixels)
     return errors | dict(codes_used=used, perplexity=perplexity(counts), counts=counts.long().tolist())
 
 # %% ../../nbs/method/04_codebook_training.ipynb #bd00fead
@@ -196,21 +206,21 @@ def fit_codebook(
     folder: str | Path,  # receives the codebook; the state of training until then
     progress=None,  # see `train_codebook`
     device: str | torch.device = "cpu",
+    token: DenseToken | None = None,  # whose maps the store gives; None = depth
 ) -> DepthCodebook:  # frozen
     "Train the codebook of these settings on a store and save it; killed, the same call goes on."
     with lock(folder, _named(folder)):
-        return _fit(settings, store, Path(folder), progress, device)
+        return _fit(settings, store, Path(folder), progress, device, token)
 
 
 def _named(folder):
     return f"codebook {'/'.join(Path(folder).parts[-2:])}"
 
 
-def _fit(settings, store, folder, progress, device):
-    spec, depths = codebook_spec(settings, store), store if hasattr(store, "shape") else depth_maps(store, settings)
-    codebook, history = train_codebook(
-        depths, settings, progress=progress, device=device, keep=training_file(settings, store, folder)
-    )
+def _fit(settings, store, folder, progress, device, token):
+    maps = store if hasattr(store, "shape") else depth_maps(store, settings)
+    spec, keep = codebook_spec(settings, store, token), training_file(settings, store, folder, token)
+    codebook, history = train_codebook(maps, settings, progress=progress, device=device, keep=keep, token=token)
     save_codebook(codebook.cpu(), folder, **spec, history=history[:: max(1, len(history) // 100)])
     for state in folder.glob("training-*.safetensors"):  # of other settings too
         state.unlink()
@@ -218,9 +228,9 @@ def _fit(settings, store, folder, progress, device):
     return codebook
 
 # %% ../../nbs/method/04_codebook_training.ipynb #61018697
-def training_file(settings, store, folder: str | Path) -> Path:
+def training_file(settings, store, folder: str | Path, token: DenseToken | None = None) -> Path:
     "Where the training of these settings on these maps keeps its state."
-    name = hashlib.sha256(json.dumps(codebook_spec(settings, store)).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps(codebook_spec(settings, store, token)).encode()).hexdigest()[:16]
     return Path(folder) / f"training-{name}.safetensors"
 
 # %% ../../nbs/method/04_codebook_training.ipynb #3146e6bf
@@ -230,10 +240,11 @@ def kept_history(settings, store, folder: str | Path) -> list[dict]:  # one reco
     return read_training(file)[1]["history"] if file.is_file() else []
 
 # %% ../../nbs/method/04_codebook_training.ipynb #58e90054
-def codebook_spec(settings, store) -> dict:
-    "What decides which codebook one gets: these settings and these depth maps."
+def codebook_spec(settings, store, token: DenseToken | None = None) -> dict:
+    "What decides which codebook one gets: these settings and these maps."
     keys = "codebook_preset n_codes code_dim depth_size n_depth_tokens codebook_steps seed".split()
-    return {key: getattr(settings, key) for key in keys} | dict(data=store.meta["sha256"]["depth.npy"])
+    own = {} if token is None else dict(token=token.name, n_codes=token.n_codes, n_depth_tokens=token.n_tokens)
+    return {key: getattr(settings, key) for key in keys} | dict(data=store.meta["sha256"]["depth.npy"]) | own
 
 # %% ../../nbs/method/04_codebook_training.ipynb #d43a1f4e
 def ensure_codebook(
@@ -242,13 +253,16 @@ def ensure_codebook(
     folder: str | Path,  # where the codebook is, or will be
     progress=None,  # see `train_codebook`
     device: str | torch.device = "cpu",
+    token: DenseToken | None = None,  # see `fit_codebook`
 ) -> DepthCodebook:  # frozen
     "The codebook in `folder` if it is the one of these settings; trained and saved there if the folder has none."
     folder = Path(folder)
-    make_once(folder, lambda: _fit(settings, store, folder, progress, device), _named(folder), sign="codebook.json")
+    make_once(
+        folder, lambda: _fit(settings, store, folder, progress, device, token), _named(folder), sign="codebook.json"
+    )
     found = load_codebook(folder)
     notes = read_json(folder / "codebook.json", REDO_CODEBOOK).get("notes") or {}
-    differs = {k: (notes.get(k), v) for k, v in codebook_spec(settings, store).items() if notes.get(k) != v}
+    differs = {k: (notes.get(k), v) for k, v in codebook_spec(settings, store, token).items() if notes.get(k) != v}
     if differs:
         raise ValueError(
             f"{folder} holds another codebook, (found, wanted): {differs}; name another folder or delete this one"

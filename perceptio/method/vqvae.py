@@ -150,9 +150,10 @@ class ResBlock(nn.Module):
 # %% ../../nbs/method/02_vqvae.ipynb #8d747c78
 def aurora_networks(
     code_dim: int,  # D
-) -> tuple[nn.Sequential, nn.Sequential]:  # encoder (B, 1, 32h, 32w) -> (B, D, h, w), decoder back
+    channels: int = 1,  # C of the maps
+) -> tuple[nn.Sequential, nn.Sequential]:  # encoder (B, C, 32h, 32w) -> (B, D, h, w), decoder back
     "Encoder and decoder of AURORA: 16 to 256 channels over five halvings."
-    widths = [1, 16, 32, 64, 128, 256]
+    widths = [channels, 16, 32, 64, 128, 256]
     down, up = [], []
     for a, b in zip(widths, widths[1:]):
         down += [nn.Conv2d(a, b, 4, 2, 1), nn.ReLU()]
@@ -160,18 +161,19 @@ def aurora_networks(
         up += [nn.ConvTranspose2d(a, b, 4, 2, 1), nn.ReLU()]
     encoder = nn.Sequential(*down, ResBlock(256), ResBlock(256), nn.Conv2d(256, code_dim, 1))
     head = [nn.Conv2d(code_dim, 256, 1), nn.ReLU(), ResBlock(256), ResBlock(256)]
-    return encoder, nn.Sequential(*head, *up, nn.Conv2d(16, 1, 1))
+    return encoder, nn.Sequential(*head, *up, nn.Conv2d(16, channels, 1))
 
 # %% ../../nbs/method/02_vqvae.ipynb #65042d5c
 def compact_networks(
     code_dim: int,  # D
     patch: int,  # pixels per side that one code covers
-) -> tuple[nn.Sequential, nn.Sequential]:  # encoder (B, 1, patch h, patch w) -> (B, D, h, w), decoder back
+    channels: int = 1,  # C of the maps
+) -> tuple[nn.Sequential, nn.Sequential]:  # encoder (B, C, patch h, patch w) -> (B, D, h, w), decoder back
     "Patch convolution, two residual blocks each way, pixel-shuffle output; 12 channels per pixel of the patch's side."
     width = 12 * patch
     blocks = lambda: (ResBlock(width), ResBlock(width))  # noqa: E731
-    encoder = nn.Sequential(nn.Conv2d(1, width, patch, patch), nn.ReLU(), *blocks(), nn.Conv2d(width, code_dim, 1))
-    decoder = nn.Sequential(
-        nn.Conv2d(code_dim, width, 1), *blocks(), nn.Conv2d(width, patch**2, 1), nn.PixelShuffle(patch)
-    )
+    first = nn.Conv2d(channels, width, patch, patch)
+    encoder = nn.Sequential(first, nn.ReLU(), *blocks(), nn.Conv2d(width, code_dim, 1))
+    last = nn.Conv2d(width, channels * patch**2, 1)
+    decoder = nn.Sequential(nn.Conv2d(code_dim, width, 1), *blocks(), last, nn.PixelShuffle(patch))
     return encoder, decoder

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHAPES', 'SIZES', 'FOV', 'FAR', 'CUBE_HALF', 'CYL_RADIUS', 'CYL_HEIGHT', 'CONE_RADIUS', 'CONE_HEIGHT', 'HEIGHT',
            'REACH', 'HIT', 'Camera', 'pixel_centres', 'hit_sphere', 'hit_cube', 'hit_cylinder', 'hit_cone', 'normals',
-           'Body', 'trace']
+           'Body', 'trace', 'seen_normals']
 
 # %% ../../nbs/world/01_raycast.ipynb #ee13afcb
 from dataclasses import dataclass
@@ -219,3 +219,21 @@ def trace(
             sel = sel[near]
             t[sel], ids[sel] = hit[near], k
     return d, t, ids, full
+
+# %% ../../nbs/world/01_raycast.ipynb #2da0a8b7
+def seen_normals(
+    camera: Camera,
+    bodies: list,  # of Body
+    rays: np.ndarray,  # (3, N) from `trace`
+    depth: np.ndarray,  # (N,) from `trace`
+    ids: np.ndarray,  # (N,) from `trace`
+) -> np.ndarray:  # (3, N) float32 unit vectors: right, up, towards the camera
+    "Exact normals of traced surfaces in camera coordinates."
+    n = np.zeros_like(rays)
+    n[2] = 1
+    for k, body in enumerate(bodies, 1):
+        sel = np.flatnonzero(ids == k)
+        n[:, sel] = body.world(normals(body.shape, body.local(camera.position[:, None] + depth[sel] * rays[:, sel])))
+    seen = np.stack([camera.right, camera.up, -camera.forward]) @ n
+    seen[:, (ids == 0) & (depth >= FAR)] = [[0], [0], [1]]
+    return seen

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GENERATOR_VERSION', 'SPLITS', 'ARRAYS', 'SCENES_CHUNK', 'FIXTURE', 'disparity', 'Scene', 'visible_objects',
-           'make_scene', 'write_split', 'SceneStore', 'pack', 'write_fixture', 'fixture']
+           'make_scene', 'scene_normals', 'write_split', 'SceneStore', 'pack', 'write_fixture', 'fixture']
 
 # %% ../../nbs/world/04_scenes.ipynb #f75f0b01
 import json
@@ -36,6 +36,7 @@ from perceptio.core.files import (
 from ..core.foreign import READ_ERRORS, check_keys
 from ..core.notebook import project_root
 from .layout import sample_world
+from .raycast import pixel_centres, seen_normals, trace
 from .shading import render
 
 # %% ../../nbs/world/04_scenes.ipynb #a023eaf1
@@ -64,6 +65,7 @@ class Scene:
     depth: np.ndarray  # (H, W) float32, metres along the view axis, 20 at most
     ids: np.ndarray  # (H, W) uint8: 0 = background, k = object k
     objects: list  # of dict: id, the five attributes, area, box, center, distance
+    seed: int = -1  # of its data set: with split and index it says which world this is; -1 = not known
 
     @cached_property
     def disparity(self) -> np.ndarray:  # (H, W) float32 in [0, 1], larger = nearer
@@ -105,7 +107,25 @@ def make_scene(
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     world = sample_world(np.random.default_rng((seed, SPLITS.index(split), index)), split)
     image, depth, ids = render(world, px)
-    return Scene(index, split, image, depth, ids, visible_objects(world.bodies, depth, ids))
+    return Scene(index, split, image, depth, ids, visible_objects(world.bodies, depth, ids), seed)
+
+# %% ../../nbs/world/04_scenes.ipynb #31514a8c
+def scene_normals(
+    scene: Scene,  # of make_scene or of a store
+) -> np.ndarray:  # (3, H, W) float32 unit vectors: right, up, towards the camera
+    "Exact surface normals of a scene, from the world that it was rendered from."
+    if scene.seed < 0:
+        raise ValueError(
+            f"scene {scene.index} has no seed: its world cannot be drawn again; take it from make_scene or SceneStore"
+        )
+    rng = np.random.default_rng((scene.seed, SPLITS.index(scene.split), scene.index))
+    world, px = sample_world(rng, scene.split), scene.ids.shape[0]
+    rays, depth, ids, _ = trace(world.camera, world.bodies, *pixel_centres(px))
+    if (ids.reshape(px, px) != scene.ids).any():
+        raise ValueError(
+            f"scene {scene.index} of {scene.split!r} is not the one that seed {scene.seed} gives: it was changed, or made by another generator"
+        )
+    return seen_normals(world.camera, world.bodies, rays, depth, ids).reshape(3, px, px)
 
 # %% ../../nbs/world/04_scenes.ipynb #c609f089
 ARRAYS = {"images": ("uint8", (3,)), "depth": ("float16", ()), "ids": ("uint8", ())}
@@ -272,7 +292,9 @@ class SceneStore:
             raise ValueError(f"split {str(self.path)!r} {state}: {call}")
         self.redo = f"delete the folder {self.path} and write it again"
         self.meta = read_json(self.path / "meta.json", self.redo)
-        check_keys(self.meta, dict(split=str, n=int, px=int, sha256=dict), str(self.path / "meta.json"), self.redo)
+        check_keys(
+            self.meta, dict(split=str, n=int, px=int, seed=int, sha256=dict), str(self.path / "meta.json"), self.redo
+        )
 
     def __len__(self) -> int:
         return self.meta["n"]
@@ -323,7 +345,7 @@ class SceneStore:
             raise IndexError(f"no scene {i} in {self.path.name}: it has {n}")
         i %= n
         arrays = np.array(self.images[i]), self.depth[i].astype(np.float32), np.array(self.ids[i])
-        return Scene(i, self.meta["split"], *arrays, self.objects[i])
+        return Scene(i, self.meta["split"], *arrays, self.objects[i], self.meta["seed"])
 
 # %% ../../nbs/world/04_scenes.ipynb #a05b004f
 FIXTURE = dict(split="val", n=12, seed=20)  # the committed scenes; no training or evaluation set uses this seed
