@@ -174,6 +174,7 @@ def compact_networks(
     blocks = lambda: (ResBlock(width), ResBlock(width))  # noqa: E731
     first = nn.Conv2d(channels, width, patch, patch)
     encoder = nn.Sequential(first, nn.ReLU(), *blocks(), nn.Conv2d(width, code_dim, 1))
-    last = nn.Conv2d(width, channels * patch**2, 1)
-    decoder = nn.Sequential(nn.Conv2d(code_dim, width, 1), *blocks(), last, nn.PixelShuffle(patch))
+    decoder = nn.Sequential(
+        nn.Conv2d(code_dim, width, 1), *blocks(), nn.Conv2d(width, channels * patch**2, 1), nn.PixelShuffle(patch)
+    )
     return encoder, decoder
