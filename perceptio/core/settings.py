@@ -238,8 +238,6 @@ def check_dimensions(
         raise ValueError(
             f"n_depth_tokens = {s.n_depth_tokens} is no square: the codes form a square grid, so use 25, 64, 100, ..."
         )
-    if s.dense != "depth":
-        check_dense(s)
 
 # %% ../../nbs/core/03_settings.ipynb #7737e124
 def check_combinations(
@@ -270,14 +268,16 @@ def check_settings(
     s: "Settings",  # complete and of the right types
 ) -> None:
     "Refuse values that cannot work, naming them and what is allowed."
-    for check in (check_choices, check_ranges, check_dimensions, check_combinations):
+    for check in (check_choices, check_ranges, check_dimensions, check_combinations, check_dense):
         check(s)
 
 # %% ../../nbs/core/03_settings.ipynb #86ac6745
 def check_dense(
-    s: "Settings",  # whose `dense` names more than depth
+    s: "Settings",
 ) -> None:
-    "Refuse dense tokens that have no section in settings.ini, or no maps."
+    "Refuse further dense tokens that have no section in settings.ini."
+    if s.dense == "depth":
+        return
     names, known = s.dense.split(), list(read_dense_file())
     for name in names:
         if name not in known:
