@@ -19,7 +19,7 @@ from ..core.foreign import check_keys
 from ..core.markup import markdown_table, markdown_text
 from .curation import Curation, Funnel, curate, row_origin
 from .depth_cache import DepthTokens, refuse_other
-from .refcoco import REF_SPLITS, USUAL
+from .refcoco import REF_SPLITS, USUAL_SPLITTER
 
 # %% ../../nbs/data/13_joint_set.ipynb #b77ef851
 REFER = "Apache License 2.0 for the repository that distributes them (lichengunc/refer); none is stated for the data themselves"
@@ -198,7 +198,7 @@ def data_card(
 ) -> str:  # markdown
     "What is in the folder, where it comes from and what was left out."
     held = ", ".join(f"{n} of {name}" for name, n in facts["held_out"].items())
-    absent = [name for name, by in USUAL.items() if f"{name} ({by})" not in facts["held_out"]]
+    absent = [name for name, by in USUAL_SPLITTER.items() if f"{name} ({by})" not in facts["held_out"]]
     leaks = f"Left out are images in validation or test splits: {held}{f'; not looked at: {chr(44).join(absent)}' if absent else ''}." if facts["held_out"] else (
         "Images that other sets hold out for validation or test were NOT left out: do not report those splits as unseen.")  # fmt: skip
     tokens = f"{facts['depth_tokens']} of them" if facts["depth_tokens"] else "not in this file, filled in at reading"

@@ -17,7 +17,7 @@ from ..core.launch import launch
 from ..core.notebook import run_dir, scratch_dir
 from ..data.hardblink import write_hardblink
 from ..data.refcoco import REF_SPLITS as REFCOCO_SPLITS
-from ..data.refcoco import USUAL, refcoco_queries, refcoco_report
+from ..data.refcoco import USUAL_SPLITTER, refcoco_queries, refcoco_report
 from ..data.refcoco_files import write_refcoco
 from .hardblink import hardblink_hash, hardblink_result, published_items
 from .marked_points import evaluate_marked_points
@@ -60,7 +60,7 @@ def refcoco_plan(
     predictor: Predictor,
     base: Perceptio,
     root: str | Path,  # see find_refcoco
-    sets: tuple[str, ...] = tuple(USUAL),
+    sets: tuple[str, ...] = tuple(USUAL_SPLITTER),
     splits: tuple[str, ...] = ("val",),  # those that a set does not have are passed over
     wording: str = "published",  # "own" = the built-in world's question
 ) -> dict[str, Callable]:
@@ -68,7 +68,7 @@ def refcoco_plan(
     if wording not in ("published", "own"):
         raise ValueError(f"wording {wording!r}: RefCOCO is asked in 'published' or 'own' words")
     plan, question = {}, SEGMENT_QUESTION if wording == "published" else ASK["res"]
-    for name, split in [(n, s) for n in sets for s in splits if s in REFCOCO_SPLITS[n, USUAL[n]]]:
+    for name, split in [(n, s) for n in sets for s in splits if s in REFCOCO_SPLITS[n, USUAL_SPLITTER[n]]]:
         report = refcoco_report(name, split, queries=True)
         queries = refcoco_queries(root, name, split, report)
         whole = report.used == report.expected
@@ -90,8 +90,15 @@ def fixture_root(benchmark: str) -> Path:
     if benchmark == "hardblink":
         write_hardblink(root, scenes)
     else:
-        for name in USUAL:
-            write_refcoco(root, scenes[:4], "lisa", name, USUAL[name], splits=tuple(REFCOCO_SPLITS[name, USUAL[name]]))
+        for name in USUAL_SPLITTER:
+            write_refcoco(
+                root,
+                scenes[:4],
+                "lisa",
+                name,
+                USUAL_SPLITTER[name],
+                splits=tuple(REFCOCO_SPLITS[name, USUAL_SPLITTER[name]]),
+            )
     return root
 
 
