@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
+from ..core.dense import further_tokens
 from ..core.foreign import BadSample, opened_image
 from ..core.optional import require
 from ..core.settings import Settings
@@ -256,14 +257,15 @@ def code_noise(
 @torch.no_grad()
 def init_new_rows(
     weight: torch.Tensor,  # (V, H) embedding or head
-    ids: Sequence[int],  # rows to initialise, those of the K depth codes last
+    ids: Sequence[int],  # rows to initialise, those of the K codes last
     generator: torch.Generator,
     spread: float = 0.5,  # noise, in standard deviations of the old rows
     codes: torch.Tensor | None = None,  # (K, D) codebook vectors; None = independent noise
+    besides: Sequence[int] = (),  # further new rows, which do not count as old ones
 ) -> None:
     "New rows = mean of the old rows + noise."
     new = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
-    new[list(ids)] = True
+    new[[*ids, *besides]] = True
     old = weight[~new].float()
     noise = torch.randn(len(ids), weight.shape[1], generator=generator)
     if codes is not None:
@@ -276,20 +278,24 @@ def add_tokens(
     tokenizer,
     settings: Settings,
     codes: torch.Tensor | None = None,  # (K, D) codebook vectors, for new_row_init = codebook
+    other_codes: dict[str, torch.Tensor] | None = None,  # likewise, of further dense tokens by name
 ) -> PerceptionVocab:
     "Add the perception tokens to tokenizer and model; their rows are initialised, all others untouched."
-    if there := [name for name in perception_tokens(settings.n_codes) if name in tokenizer.get_vocab()]:
+    others = further_tokens(settings)
+    if there := [name for name in perception_tokens(settings.n_codes, others) if name in tokenizer.get_vocab()]:
         raise ValueError(
             f"the base has {len(there)} perception tokens already ({there[0]}, ...), whose rows would be overwritten: start from a base without them; a trained Perceptio is loaded with load_model"
         )
-    vocab = PerceptionVocab.add_to(tokenizer, settings.n_codes, settings.n_depth_tokens)
+    vocab = PerceptionVocab.add_to(tokenizer, settings.n_codes, settings.n_depth_tokens, others)
     if model.get_input_embeddings().num_embeddings < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     generator = torch.Generator().manual_seed(settings.seed)
-    for layer, spread in ((model.get_input_embeddings(), 0.5), (model.get_output_embeddings(), 0.05)):
-        init_new_rows(
-            layer.weight.data, vocab.ids, generator, spread, codes if settings.new_row_init == "codebook" else None
-        )
+    spans = [(vocab.ids[: vocab.n_codes + 3], codes)]
+    spans += [(other.span_set, (other_codes or {}).get(other.name)) for other in vocab.others]
+    for ids, vectors in spans:
+        vectors = vectors if settings.new_row_init == "codebook" else None
+        for layer, spread in ((model.get_input_embeddings(), 0.5), (model.get_output_embeddings(), 0.05)):
+            init_new_rows(layer.weight.data, ids, generator, spread, vectors, vocab.ids)
     return vocab
 
 # %% ../../nbs/method/11_backbone.ipynb #606591bc

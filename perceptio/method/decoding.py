@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from .chat import never_written, stop_id
 from .new_rows import head_rows
-from .tokens import PerceptionGrammar
+from .tokens import CodeIds, PerceptionGrammar, request_parts
 
 # %% ../../nbs/method/16_decoding.ipynb #0df2940c
 def left_pad(
@@ -144,7 +144,7 @@ def write_fast(
     tokenizer,
     prompts: Sequence[list[int]],  # ids
     pixel_values: torch.Tensor,  # (tiles, 3, S, S) of all prompts, in order
-    perceive: str,  # "seg" | "depth" | "both"
+    perceive: str,  # "seg" | "depth" | "both" | parts joined by +
     max_new_tokens: int = 64,  # of text
     processor=None,  # transformers.LogitsProcessor for the text
 ) -> list[Written]:
@@ -159,26 +159,30 @@ def write_fast(
 def write_forced(
     decoding: Decoding,
     tokenizer,
-    perceive: str,  # "seg" | "depth" | "both"
+    perceive: str,  # "seg" | "depth" | "both" | parts joined by +
     max_new_tokens: int,  # of text
     processor=None,  # transformers.LogitsProcessor for the text
 ) -> None:
     "What Eq. 1 begins with, at the end of every row, and then text alone."
-    vocab = decoding.model.vocab
-    begin = [vocab.seg_id] * (perceive != "depth") + [vocab.start_id] * (perceive != "seg")
-    decoding.append(torch.tensor([begin] * len(decoding.ids), device=decoding.ids.device))
-    if perceive != "seg":
-        write_codes(decoding)
+    vocab, rows = decoding.model.vocab, len(decoding.ids)
+    parts = request_parts(perceive, vocab.dense)
+    known = [vocab.seg_id] if "seg" in parts else []
+    for span in (vocab.dense[part] for part in parts if part != "seg"):
+        decoding.append(torch.tensor([[*known, span.start_id]] * rows, device=decoding.ids.device))
+        write_codes(decoding, span)
+        known = []
+    if known:
+        decoding.append(torch.tensor([known] * rows, device=decoding.ids.device))
     write_text(decoding, tokenizer, max_new_tokens, processor, vocab.ids)
 
 # %% ../../nbs/method/16_decoding.ipynb #29d83edd
 def write_codes(
-    decoding: Decoding,  # its rows end in <d_start>
+    decoding: Decoding,  # its rows end in the start marker of the span
+    span: CodeIds,  # of a dense token
 ) -> None:
-    "Write the n codes of every row, and <d_end>."
-    vocab = decoding.model.vocab
-    rows = head_rows(decoding.model.inner.lm_head, vocab.code_ids[0], vocab.code_ids[-1]).T  # (H, K)
-    for _ in range(vocab.n_tokens):
+    "Write the n codes of every row, and the end marker."
+    rows = head_rows(decoding.model.inner.lm_head, span.code_ids[0], span.code_ids[-1]).T  # (H, K)
+    for _ in range(span.n_tokens):
         state = decoding.feed()
-        decoding.append(vocab.code_ids[0] + (state @ rows.to(state.dtype)).argmax(-1, keepdim=True))
-    decoding.append(torch.full_like(decoding.ids[:, :1], vocab.end_id))
+        decoding.append(span.code_ids[0] + (state @ rows.to(state.dtype)).argmax(-1, keepdim=True))
+    decoding.append(torch.full_like(decoding.ids[:, :1], span.end_id))
