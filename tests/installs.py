@@ -1,6 +1,6 @@
 """What .ci/run asks of the installation, with a network and without installing anything for good (pytest does not collect this file).
 
-The wheel works alone, with masks after one documented line; the pins resolve on every Python that README names; no line that README or
+The wheel works alone, with masks after one documented line; the pins resolve on every Python that CONTRIBUTING names; no line that a page or
 nbs/core/06_optional.ipynb shows would change a package of the tested environment.
 """
 
@@ -82,16 +82,21 @@ def plain(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def pages():
+    "README, GUIDE and CONTRIBUTING as one text."
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*.md")))
+
+
 def documented():
-    "(environment, whose pip, arguments) of every line that README and the lesson on optional parts show."
+    "(environment, whose pip, arguments) of every line that the pages on top and the lesson on optional parts show."
     from perceptio.core.optional import OPTIONAL
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = pages()
     lines = [line for part in OPTIONAL.values() for line in part.line.split(" && ") if NO_REGISTRY not in line]
     found = MARKED.findall("\n".join([text, *lines]))
     if len(found) != text.count("pip install") + len(lines) or not lines:
         sys.exit(
-            "a line with `pip install` in README.md or nbs/core/06_optional.ipynb is not understood by tests/installs.py"
+            "a line with `pip install` in README, GUIDE, CONTRIBUTING or nbs/core/06_optional.ipynb is not understood by tests/installs.py"
         )
     return list(dict.fromkeys(found))
 
@@ -130,7 +135,7 @@ def check_pins(version, wheel, sources):
 
 
 def check_use(wheel, folder):
-    "The wheel without a checkout, used from another folder; without sam2 the error says the line that README shows, and with it there are masks."
+    "The wheel without a checkout, used from another folder; without sam2 the error says the line that CONTRIBUTING shows, and with it there are masks."
     line = "SAM2_BUILD_CUDA=0 pip install --no-deps --no-build-isolation sam2==1.1.0"
     pip("install", "--no-deps", "--target", folder / "site", wheel)
     arguments = shlex.split(line.partition("pip ")[2])
@@ -139,8 +144,8 @@ def check_use(wheel, folder):
     env = {k: v for k, v in os.environ.items() if k not in ("PERCEPTIO_ROOT", "PYTHONPATH")}
     env |= dict(PYTHONPATH=str(folder / "site"), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
     said = run(sys.executable, "-c", USE, folder / "site", folder / "sam2", cwd=folder / "elsewhere", env=env)
-    if line not in said or line not in (ROOT / "README.md").read_text(encoding="utf-8"):
-        sys.exit(f"the wheel without sam2 does not say README's line {line!r}, but {said!r}")
+    if line not in said or line not in pages():
+        sys.exit(f"the wheel without sam2 does not say CONTRIBUTING's line {line!r}, but {said!r}")
     return "the wheel works alone, and with masks after one line"
 
 

@@ -96,10 +96,10 @@ def test_the_record_counts_by_phase(tmp_path, monkeypatch):
     assert (result["seed"], result["n"], [f["fault"] for f in result["metrics"]["faults"]]) == (3, 2, ["half"])
 
 
-def test_readme_says_what_was_published():
+def test_contributing_says_what_was_published():
     found = json.loads((kills.ROOT / "data" / "results" / "kills.json").read_text())["metrics"]
     said = (
-        (kills.ROOT / "README.md")
+        (kills.ROOT / "CONTRIBUTING.md")
         .read_text(encoding="utf-8")
         .partition("`make kills` stops")[2]
         .partition("kills.json")[0]
