@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import FLOORS, MODULES, NOTEBOOKS, ROOT, cells, dotted, source
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -63,3 +63,56 @@ def test_the_citation_is_of_this_version_and_of_the_paper():
 def test_the_changelog_begins_with_this_version():
     first = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)[1]
     assert first == PROJECT["version"]
+
+
+NOTEBOOK_NAMES = {path.relative_to(ROOT / "nbs").with_suffix("").as_posix() for path in NOTEBOOKS}
+MADE_UP = {"out", "none", "evaluate/15_name"}  # examples of a name in prose, and nbdev's word for no file
+
+
+def spoken():
+    "Where -> text of everything that speaks to a reader: pages, lessons, settings, docstrings and messages of the package."
+    for name in TRACKED:
+        path = ROOT / name
+        if path.suffix == ".ipynb":
+            yield name, "\n".join(map(source, cells(path)))
+        elif path.suffix in (".md", ".ini", ".toml", ".py") and not name.startswith("tests/"):
+            yield name, path.read_text(encoding="utf-8")
+    for name in ("Makefile", ".gitignore", ".ci/run", "nbs/train.sbatch"):
+        yield name, (ROOT / name).read_text(encoding="utf-8")
+
+
+SPOKEN = dict(spoken())
+
+
+def test_every_notebook_that_is_named_exists():
+    "train.ipynb, nbs/core/05_files.ipynb, or a room: method/05_losses. What lies in runs/ or has a variable in it is no name."
+    found = [
+        (where, (m[1] + m[2]).removeprefix("nbs/"))
+        for where, text in SPOKEN.items()
+        for m in re.finditer(r"(?<![\w{}$/.-])((?:[\w.<>-]+/)*)([\w-]+)\.ipynb", text)
+        if not m[1].startswith(("runs/", ".")) and "/runs/" not in m[1] and "SLURM" not in m[2]
+    ]
+    rooms = "|".join(FLOORS)
+    found += [
+        (where, m[0]) for where, text in SPOKEN.items() for m in re.finditer(rf"\b(?:{rooms})/\d\d[a-z]?_\w+", text)
+    ]
+    assert len(found) > 200
+    assert [pair for pair in found if pair[1] not in NOTEBOOK_NAMES | MADE_UP] == []
+
+
+def test_no_notebook_has_the_number_of_old():
+    "Numbers without a folder, 27e or nbs/30, were names before there were folders."
+    old = re.compile(r"\bnbs/\d\w*|(?<![\w/])\d\d[a-e]?_[a-z]\w+|(?<![\w.#-])[1-5]\d[a-e]\b(?!-)")
+    assert [(where, m[0]) for where, text in SPOKEN.items() for m in old.finditer(text)] == []
+
+
+def test_every_module_that_is_named_exists():
+    "perceptio.method.losses; what comes from `perceptio` itself is no floor."
+    modules = set(map(dotted, MODULES)) | set(FLOORS)
+    named = [
+        (where, m[1])
+        for where, text in SPOKEN.items()
+        for m in re.finditer(rf"(?<![\w.])perceptio\.((?:{'|'.join(FLOORS)})(?:\.[a-z]\w*)?)\b", text)
+    ]
+    assert len(named) > 200
+    assert [pair for pair in named if pair[1] not in modules] == []

@@ -68,7 +68,9 @@ def test_papermill_notebooks_keep_no_outputs(path):
 @pytest.mark.parametrize("path", LIBRARY, ids=name)
 def test_title_is_the_module_and_says_its_purpose(path):
     first = source(cells(path)[0])
-    assert re.match(r"# \S.*\n+> \S", first), "the first cell is `# title` and `> purpose`"
+    title = re.match(r"# (\S.*)\n+> \S", first)
+    assert title, "the first cell is `# title` and `> purpose`"
+    assert title[1] == module_name(path).partition(".")[2]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
