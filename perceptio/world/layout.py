@@ -13,10 +13,16 @@ from .raycast import HEIGHT, REACH, SHAPES, SIZES, Body, Camera, pixel_centres, 
 from .shading import COLORS, MATERIALS, PATTERNS, World, area_light
 
 # %% ../../nbs/world/03_layout.ipynb #c48af9a7
-HELD_OUT_PAIRS = (  # colour x shape pairs that occur in testB and nowhere else: every shape twice, every colour at most once
-    ("red", "cube"), ("yellow", "cube"), ("blue", "sphere"), ("orange", "sphere"),
-    ("green", "cone"), ("white", "cone"), ("purple", "cylinder"), ("gray", "cylinder"),
-)  # fmt: skip
+HELD_OUT_PAIRS = (  # colour and shape that occur together in testB only: every shape twice, a colour at most once
+    ("red", "cube"),
+    ("yellow", "cube"),
+    ("blue", "sphere"),
+    ("orange", "sphere"),
+    ("green", "cone"),
+    ("white", "cone"),
+    ("purple", "cylinder"),
+    ("gray", "cylinder"),
+)
 
 # %% ../../nbs/world/03_layout.ipynb #4b4d209f
 def sample_attributes(
@@ -53,7 +59,7 @@ def place_object(
     placed: list,  # (Body, window) of the objects already there
     margin: float = 0.015,  # of the image side
 ):  # (Body, window), or None when this draw does not fit
-    "One attempt: draw the object's middle uniformly over the image and keep it if it stands free, in frame and not hidden."
+    "One attempt: draw the object's middle uniformly over the image; keep it if it is free, in frame and not hidden."
     u, v, turn = rng.uniform(0.03, 0.97), rng.uniform(0.03, 0.97), rng.uniform(0, 2 * np.pi)
     radius, shape = SIZES[attributes["size"]], attributes["shape"]
     ray = camera.rays(np.array([u]), np.array([v]))[:, 0]
@@ -74,8 +80,6 @@ def place_object(
 
 # %% ../../nbs/world/03_layout.ipynb #a5d94006
 MIN_AREA = 0.0015  # smallest visible area of an object, as a fraction of the image
-
-# %% ../../nbs/world/03_layout.ipynb #a18c81d9
 PROBE = 64  # visibility is judged at this resolution, so the layout does not depend on the resolution asked for
 
 
@@ -127,8 +131,7 @@ def sample_world(
     side = rng.choice([-1, 1]) * np.radians(rng.uniform(30, 115))
     floor = list(FLOORS)[rng.integers(len(FLOORS))]
     palette, sky = FLOORS[floor][rng.integers(2)], SKIES[rng.integers(len(SKIES))]
-    return World(
-        camera, bodies, area_light(behind + side, np.radians(rng.uniform(42, 62))), floor,
-        np.square(np.array(palette, np.float32)) * np.float32(rng.uniform(0.85, 1.1)),
-        np.square(np.array(sky, np.float32)), float(rng.uniform(0, 2 * np.pi)),
-    )  # fmt: skip
+    light = area_light(behind + side, np.radians(rng.uniform(42, 62)))
+    linear = np.square(np.array(palette, np.float32)) * np.float32(rng.uniform(0.85, 1.1))
+    grain = float(rng.uniform(0, 2 * np.pi))
+    return World(camera, bodies, light, floor, linear, np.square(np.array(sky, np.float32)), grain)

@@ -75,7 +75,7 @@ HEIGHT = {"sphere": 2.0, "cube": 2 * CUBE_HALF, "cylinder": CYL_HEIGHT, "cone": 
 REACH = {"sphere": 1.0, "cube": CUBE_HALF * 2**0.5, "cylinder": CYL_RADIUS, "cone": CONE_RADIUS}  # ground footprint
 
 
-def _first(t, ok):
+def _first_hit(t, ok):
     "t where `ok` and in front of the origin, else infinity."
     return np.where(ok & (t > 1e-4), t, np.float32(np.inf))
 
@@ -89,7 +89,7 @@ def hit_sphere(
     a = d[0] * d[0] + d[1] * d[1] + d[2] * d[2]
     b = o[0] * d[0] + o[1] * d[1] + z * d[2]
     disc = b * b - a * (o[0] * o[0] + o[1] * o[1] + z * z - 1)
-    return _first((-b - np.sqrt(np.maximum(disc, 0))) / a, disc > 0)
+    return _first_hit((-b - np.sqrt(np.maximum(disc, 0))) / a, disc > 0)
 
 # %% ../../nbs/world/01_raycast.ipynb #1d8bf293
 def _slab(o, d, low, high):
@@ -104,7 +104,7 @@ def hit_cube(o: np.ndarray, d: np.ndarray) -> np.ndarray:  # as hit_sphere
     h = np.float32(CUBE_HALF)
     (x0, x1), (y0, y1), (z0, z1) = _slab(o[0], d[0], -h, h), _slab(o[1], d[1], -h, h), _slab(o[2], d[2], 0, 2 * h)
     near, far = np.maximum(np.maximum(x0, y0), z0), np.minimum(np.minimum(x1, y1), z1)
-    return _first(near, near < far)
+    return _first_hit(near, near < far)
 
 # %% ../../nbs/world/01_raycast.ipynb #bffa5d12
 def hit_cylinder(o: np.ndarray, d: np.ndarray) -> np.ndarray:  # as hit_sphere
@@ -115,7 +115,7 @@ def hit_cylinder(o: np.ndarray, d: np.ndarray) -> np.ndarray:  # as hit_sphere
     root = np.sqrt(np.maximum(disc, 0))
     z0, z1 = _slab(o[2], d[2], 0, np.float32(CYL_HEIGHT))
     near, far = np.maximum((-b - root) / a, z0), np.minimum((-b + root) / a, z1)
-    return _first(near, (disc > 0) & (near < far))
+    return _first_hit(near, (disc > 0) & (near < far))
 
 # %% ../../nbs/world/01_raycast.ipynb #8d8cec53
 def hit_cone(o: np.ndarray, d: np.ndarray) -> np.ndarray:  # as hit_sphere
@@ -127,7 +127,7 @@ def hit_cone(o: np.ndarray, d: np.ndarray) -> np.ndarray:  # as hit_sphere
     root, hits = np.sqrt(np.maximum(disc, 0)), []
     for t in ((-b - root) / a, (-b + root) / a):
         z = o[2] + t * d[2]
-        hits.append(_first(t, (disc > 0) & (z >= 0) & (z <= np.float32(CONE_HEIGHT))))
+        hits.append(_first_hit(t, (disc > 0) & (z >= 0) & (z <= np.float32(CONE_HEIGHT))))
     return np.minimum(*hits)
 
 

@@ -84,7 +84,7 @@ def visible_objects(
     depth: np.ndarray,  # (H, W) metres
     ids: np.ndarray,  # (H, W)
 ) -> list[dict]:  # one record per object, JSON-ready
-    "What is visible of each object: area in px, half-open box, centroid (pixel (0, 0) has its centre at .5, .5), median depth."
+    "What is visible of each object: area, box, centroid, median depth."
     out = []
     for k, b in enumerate(bodies, 1):
         y, x = np.nonzero(ids == k)
@@ -132,24 +132,6 @@ ARRAYS = {"images": ("uint8", (3,)), "depth": ("float16", ()), "ids": ("uint8", 
 SCENES_CHUNK = 64  # scenes per unit of work; what is lost at most when a process is killed
 
 
-@contextmanager
-def _single_threaded():
-    "Worker processes started inside use one thread each."
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {k: os.environ.get(k) for k in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for k, v in before.items():
-            os.environ.pop(k) if v is None else os.environ.__setitem__(k, v)
-
-
-def _cores():
-    "Cores this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-# %% ../../nbs/world/04_scenes.ipynb #06204ab3
 def _write_chunk(folder, chunk, split, n, seed, px):
     "Render one chunk into the memmaps; its objects file appears last and marks it done."
     arrays = {k: np.lib.format.open_memmap(folder / f"{k}.npy", mode="r+") for k in ARRAYS}
@@ -164,6 +146,17 @@ def _write_chunk(folder, chunk, split, n, seed, px):
     return len(lines)
 
 # %% ../../nbs/world/04_scenes.ipynb #ee659285
+def _take_room(path):
+    "Take the room of a file on the disk, or refuse by name: a memory map that finds none kills its process silently."
+    with path.open("r+b") as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            words = f"{os.strerror(error.errno)}: make room, and the same call goes on"
+            raise OSError(error.errno, words, str(path)) from error
+
+
 def _refuse_other(says, found, plan):
     "Raise if what is there was made by another plan."
     if (found := {k: found.get(k) for k in plan}) != plan:
@@ -174,10 +167,8 @@ def _start(folder, plan):
     "Make the unfinished folder, or check that the one found belongs to the same plan."
     for kept in (folder / "meta.json", folder / "plan.json"):
         if kept.exists():
-            _refuse_other(
-                f"{folder} was begun with", read_json(kept, f"delete the folder {folder} and call again"), plan
-            )
-            return
+            found = read_json(kept, f"delete the folder {folder} and call again")
+            return _refuse_other(f"{folder} was begun with", found, plan)
     folder.mkdir(parents=True, exist_ok=True)
     n, px = plan["n"], plan["px"]
     for name, (dtype, tail) in ARRAYS.items():
@@ -186,28 +177,14 @@ def _start(folder, plan):
         _take_room(folder / f"{name}.npy")
     write_atomically(folder / "plan.json", json.dumps(plan))
 
-
-def _take_room(path):
-    "A memory map that finds no room on the disk kills its process without a word: so the room is taken, or refused by name, before."
-    with path.open("r+b") as file:
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError as error:
-            raise OSError(
-                error.errno, f"{os.strerror(error.errno)}: make room, and the same call goes on", str(path)
-            ) from error
-
-
+# %% ../../nbs/world/04_scenes.ipynb #eee21a07
 def _join(folder, plan, parts):
     "Join the object records, and write meta.json with the hash of the content: then all is there but the name."
     text = "".join(p.read_text() for p in parts)
     write_atomically(folder / "objects.jsonl", text)
     sha = {p.name: hash_file(p) for p in [*(folder / f"{k}.npy" for k in ARRAYS), folder / "objects.jsonl"]}
-    count = sum(
-        len(scene["objects"])
-        for scene in read_json_lines(folder / "objects.jsonl", f"delete the folder {folder} and call again")
-    )
+    scenes = read_json_lines(folder / "objects.jsonl", f"delete the folder {folder} and call again")
+    count = sum(len(scene["objects"]) for scene in scenes)
     write_atomically(folder / "meta.json", json.dumps(dict(**plan, objects=count, sha256=sha), indent=1))
 
 
@@ -219,6 +196,19 @@ def _name(folder, target):
     os.replace(folder, target)
 
 # %% ../../nbs/world/04_scenes.ipynb #67efca58
+@contextmanager
+def _single_threaded():
+    "Worker processes started inside use one thread each."
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {k: os.environ.get(k) for k in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for k, v in before.items():
+            os.environ.pop(k) if v is None else os.environ.__setitem__(k, v)
+
+
 def _run(jobs, workers):
     "Scenes written by each chunk, as they are finished."
     if workers == 1:
@@ -231,6 +221,27 @@ def _run(jobs, workers):
         except BrokenProcessPool as e:
             hint = "what is written is kept. A script must call write_split under `if __name__ == '__main__':`"
             raise RuntimeError(f"a worker process died; {hint}, or pass workers=1") from e
+
+# %% ../../nbs/world/04_scenes.ipynb #706a6149
+def _cores():
+    "Cores this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _render(target, plan, workers, progress):
+    "Make the split, or what is missing of it; only the process that holds its lock does."
+    folder, n, chunks = target.with_name(target.name + ".partial"), plan["n"], -(-plan["n"] // SCENES_CHUNK)
+    _start(folder, plan)
+    if not (folder / "meta.json").exists():
+        parts = [folder / f"chunk{c:05d}.jsonl" for c in range(chunks)]
+        todo = [c for c, part in enumerate(parts) if not part.exists()]
+        done, workers = min(n, (chunks - len(todo)) * SCENES_CHUNK), min(workers or _cores(), max(1, len(todo)))
+        jobs = [(folder, c, plan["split"], n, plan["seed"], plan["px"]) for c in todo]
+        with tqdm(total=n, initial=done, unit="scene", desc=plan["split"], disable=not progress) as bar:
+            for count in _run(jobs, workers):
+                bar.update(count)
+        _join(folder, plan, parts)
+    _name(folder, target)
 
 
 def write_split(
@@ -252,29 +263,13 @@ def write_split(
     _refuse_other(f"{target} already holds", SceneStore(target).meta, plan)
     return target
 
-
-def _render(target, plan, workers, progress):
-    "Make the split, or what is missing of it; only the process that holds its lock does."
-    folder, n, chunks = target.with_name(target.name + ".partial"), plan["n"], -(-plan["n"] // SCENES_CHUNK)
-    _start(folder, plan)
-    if not (folder / "meta.json").exists():
-        parts = [folder / f"chunk{c:05d}.jsonl" for c in range(chunks)]
-        todo = [c for c, part in enumerate(parts) if not part.exists()]
-        done, workers = min(n, (chunks - len(todo)) * SCENES_CHUNK), min(workers or _cores(), max(1, len(todo)))
-        jobs = [(folder, c, plan["split"], n, plan["seed"], plan["px"]) for c in todo]
-        with tqdm(total=n, initial=done, unit="scene", desc=plan["split"], disable=not progress) as bar:
-            for count in _run(jobs, workers):
-                bar.update(count)
-        _join(folder, plan, parts)
-    _name(folder, target)
-
 # %% ../../nbs/world/04_scenes.ipynb #0d06dff5
 def _unpacked(path, name, remedy):
     try:
         with np.load(path) as arrays:
             return arrays[name]
     except READ_ERRORS as error:
-        raise ValueError(f"{path} is cut off or damaged ({error}): {remedy}") from error
+        raise ValueError(f"{path} is begun off or damaged ({error}): {remedy}") from error
 
 
 class SceneStore:
@@ -308,7 +303,8 @@ class SceneStore:
         (dtype, tail), n, px = ARRAYS[name], self.meta["n"], self.meta["px"]
         if array.shape != (n, px, px, *tail) or array.dtype != dtype:
             raise ValueError(
-                f"{path} holds {name} {array.dtype} {array.shape}, meta.json says {n} scenes of {px} pixels: {self.redo}"
+                f"{path} holds {name} {array.dtype} {array.shape},"
+                f" meta.json says {n} scenes of {px} pixels: {self.redo}"
             )
         return array
 
@@ -369,7 +365,7 @@ def write_fixture(target: str | Path) -> Path:
     with tempfile.TemporaryDirectory() as temp:
         return pack(write_split(temp, **FIXTURE, workers=1, progress=False), target)
 
-# %% ../../nbs/world/04_scenes.ipynb #98d7dbd9
+
 def fixture() -> "SceneStore":  # 12 scenes at 128 px
     "The committed scenes, for tests and examples that must not wait for a data set."
     return SceneStore(project_root() / "data" / "fixture" / "scenes")

@@ -31,8 +31,6 @@ from perceptio.world.raycast import (
 # %% ../../nbs/world/02_shading.ipynb #2c905f66
 MATERIALS = ("metal", "matte")
 PATTERNS = ("plain", "striped", "dotted")
-
-# %% ../../nbs/world/02_shading.ipynb #a85cd2c5
 COLORS = {  # sRGB in [0, 1]
     "red": (0.80, 0.07, 0.08),
     "orange": (0.97, 0.47, 0.02),
@@ -177,6 +175,19 @@ def sky_color(
 LINEAR = {k: np.square(np.array(c, np.float32)) for k, c in COLORS.items()}
 PATTERN_INK = {k: np.float32(0.02 if c @ np.array([0.3, 0.6, 0.1]) > 0.2 else 0.8) for k, c in LINEAR.items()}
 
+
+def _metal(world, unit, n, albedo, sun, ambient):
+    "Darker diffuse part, a mirrored sky and floor tinted by the colour, a sharp white highlight."
+    r = unit - 2 * (unit * n).sum(0) * n
+    floor = world.palette.mean(0)[:, None] * 0.55
+    horizon = world.sky[0][:, None]
+    below = floor + (horizon - floor) * np.exp(6 * np.minimum(r[2], 0))
+    mirror = np.where(r[2] > 0, sky_color(world, r[2]) * 1.1, below)
+    gloss = np.maximum((r * world.light[:, :1]).sum(0), 0)
+    glint = np.minimum(sun * 4, 1) * (1.1 * gloss**70 + 0.15 * gloss**8)
+    tint = albedo * 0.92 + 0.05
+    return albedo * (0.42 * sun + 0.12 * ambient) + tint * mirror * 0.62 * ambient + glint
+
 # %% ../../nbs/world/02_shading.ipynb #1b38765d
 def shade(
     world: World,
@@ -209,19 +220,6 @@ def shade(
     far = np.flatnonzero(sky)
     rgb[:, far] = sky_color(world, unit[2, far])
     return np.sqrt(np.clip(rgb, 0, 1))
-
-# %% ../../nbs/world/02_shading.ipynb #c0d88e5f
-def _metal(world, unit, n, albedo, sun, ambient):
-    "Darker diffuse part, a mirrored sky and floor tinted by the colour, a sharp white highlight."
-    r = unit - 2 * (unit * n).sum(0) * n
-    floor = world.palette.mean(0)[:, None] * 0.55
-    horizon = world.sky[0][:, None]
-    below = floor + (horizon - floor) * np.exp(6 * np.minimum(r[2], 0))
-    mirror = np.where(r[2] > 0, sky_color(world, r[2]) * 1.1, below)
-    gloss = np.maximum((r * world.light[:, :1]).sum(0), 0)
-    glint = np.minimum(sun * 4, 1) * (1.1 * gloss**70 + 0.15 * gloss**8)
-    tint = albedo * 0.92 + 0.05
-    return albedo * (0.42 * sun + 0.12 * ambient) + tint * mirror * 0.62 * ambient + glint
 
 # %% ../../nbs/world/02_shading.ipynb #d12f3025
 def render(
