@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FLOORS, MODULES, NOTEBOOKS, READ, ROOT, cells, dotted, module_name, source
+from executed import faults
 from papermill.inspection import inspect_notebook
 from papermill.log import logger
 
@@ -79,7 +80,9 @@ def test_format(path):
     assert whole["metadata"]["kernelspec"]["name"] == "python3"
     assert all(c.get("execution_count") is None for c in whole["cells"])
     assert len({c["id"] for c in whole["cells"]}) == len(whole["cells"])
-    assert path.stat().st_size < 400_000, "pictures at dpi <= 80, few of them"
+    assert path.stat().st_size < 400_000, (
+        "few pictures, each shown by core.display.show_picture, whose palette makes them small"
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
@@ -150,3 +153,31 @@ def test_clean_keeps_the_parameters_tag(tmp_path):
     subprocess.run([Path(sys.executable).parent / "nbdev_clean", "--fname", path], cwd=ROOT, check=True)
     assert cells(path)[0]["metadata"] == dict(tags=["parameters"])
     assert cells(path)[0]["execution_count"] is None
+
+
+def shown(kind, data, **metadata):
+    return dict(output_type="display_data", data={kind: data}, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    "output, words",
+    [
+        (shown("text/plain", "steps: 100%|##| 3/3"), None),
+        (shown("image/png", "", **{"image/png": dict(alt="a curve")}), None),
+        (shown("image/png", ""), "a picture without words"),
+        (shown("text/html", "<td>nan</td>"), "a cell of a table that says NaN"),
+        (shown("text/html", ["<td >None</td>"]), "a cell of a table that says NaN"),
+        (shown("text/html", '<table class="dataframe">'), "a table that is not styled"),
+        (shown("text/plain", ["lr 1", "dtype: object"]), "dtype: of a raw column"),
+        (shown("application/vnd.jupyter.widget-view+json", {}), "a widget, which shows nothing without a kernel"),
+        (dict(output_type="stream", name="stderr", text="a 1%|# |a 2%|##|"), "a progress bar of 2 lines"),
+    ],
+)
+def test_faults_of_an_executed_notebook_are_seen(output, words):
+    "What tests/executed.py asks of train.ipynb, which .ci/run executes."
+    assert faults(dict(cells=[dict(outputs=[output])])) == ([words] if words else [])
+
+
+def test_many_streams_are_a_fault():
+    stream = dict(output_type="stream", name="stderr", text="a remark")
+    assert faults(dict(cells=[dict(outputs=[stream] * 4)])) == ["4 streams of text, 3 at most"]

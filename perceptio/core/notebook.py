@@ -120,7 +120,7 @@ def import_before_tests(
     cells=(),  # that `nbdev_test` will run; none is looked at
 ) -> None:
     "Import what nearly every notebook needs; `nbdev_test` calls this before it forks (test_setup in pyproject.toml)."
-    for name in ("matplotlib.pyplot", "pandas", "peft", "transformers.trainer"):
+    for name in ("matplotlib.pyplot", "pandas", "peft", "seaborn", "transformers.trainer"):
         importlib.import_module(name)
     memory = importlib.import_module("accelerate.utils.memory")
     memory.gc = SimpleNamespace(collect=lambda: None)

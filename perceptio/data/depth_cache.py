@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..core.display import progress_bar
 from ..core.files import hash_file, read_json, remove_parts, write_atomically, write_json
 from ..core.foreign import check_keys
 from ..core.notebook import say_once
@@ -198,15 +199,13 @@ def _begin(folder, plan):
 
 def _make_mine(folder, n, shard, rank, world_size, make, progress):
     "Make the shards of this process that are not there; the paths of all."
-    from tqdm.auto import tqdm
-
     rows = [range(k, min(n, k + shard)) for k in range(0, n, shard)]
     paths = [folder / "shards" / f"{r.start:09d}.safetensors" for r in rows]
     mine = [(r, p) for r, p in zip(rows, paths)][rank::world_size]
     todo = [(r, p) for r, p in mine if not p.exists()]
     total, left = sum(len(r) for r, _ in mine), sum(len(r) for r, _ in todo)
     name = "depth tokens" + (f", process 1 of {world_size}" if world_size > 1 else "")
-    with tqdm(total=total, initial=total - left, unit="image", desc=name, disable=not progress or rank > 0) as bar:
+    with progress_bar(None, name, total, progress and rank == 0, initial=total - left, unit="image") as bar:
         for r, p in todo:
             _save_shard(p, *make(r, on_done=bar.update))
     return paths

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 
+from ..core.display import progress_bar
 from ..core.files import PATIENCE, hash_file, lock
 from ..core.foreign import BadSample
 from ..core.notebook import find_path
@@ -211,12 +212,10 @@ def content(
 # %% ../../nbs/data/15_depth_store.ipynb #c414fa7b
 def contents(images: Path, names: Iterable[str], progress: bool) -> dict[str, str]:  # name -> content
     "What stands for each picture."
-    from tqdm.auto import tqdm
-
     names = list(dict.fromkeys(names))
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(partial(content, images), names)
-        return dict(zip(names, tqdm(found, "image files", len(names), unit="file", disable=not progress)))
+        return dict(zip(names, progress_bar(found, "image files", len(names), progress, unit="file")))
 
 # %% ../../nbs/data/15_depth_store.ipynb #bfa7acca
 def holding(

@@ -109,25 +109,26 @@ def measure_here(
     run: str,  # below runs/
     benchmark: str,  # a key of PLANS
     options: dict,  # of the plan
-    progress: Callable[[str], None] | None = None,  # called with each part before it
+    progress: bool = False,  # a bar that names each part
 ) -> dict[str, dict] | None:  # part -> metrics, intervals, baselines, records, seconds, facts
     "What each process of a measurement does; None in all processes but the first."
     base = predictor = Perceptio.from_pretrained(run_dir(run))
     if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
         dist.init_process_group("gloo")  # answers travel, tensors do not
         predictor = Shared(base)
-    results = timed_parts(PLANS[benchmark](predictor, base, **options), progress)
-    return results if processes == 1 or dist.get_rank() == 0 else None
+    first = processes == 1 or dist.get_rank() == 0
+    results = timed_parts(PLANS[benchmark](predictor, base, **options), progress and first)
+    return results if first else None
 
 # %% ../../nbs/evaluate/12_measure.ipynb #d3b7ad65
 def measure(
     run: str,  # below runs/
     benchmark: str = "world",  # a key of PLANS
     processes: int = 1,
-    progress: Callable[[str], None] | None = None,  # with one process only
+    progress: bool = False,  # a bar that names each part
     **options,  # of the plan
 ) -> dict[str, dict]:
     "Measure a run."
     if benchmark not in PLANS:
         raise ValueError(f"benchmark {benchmark!r}: there are {', '.join(PLANS)}")
-    return launch(measure_here, run, benchmark, options, progress if processes == 1 else None, processes=processes)
+    return launch(measure_here, run, benchmark, options, progress, processes=processes)

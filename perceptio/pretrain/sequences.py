@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..core.display import progress_bar
 from ..core.files import make_once, read_json_lines, write_atomically
 from ..core.settings import Settings
 from ..method.backbone import image_tokens, normalise
@@ -142,12 +143,11 @@ def load_turns(
     cache: Path | None = None,
 ) -> list[list[BaseTurn]]:
     "The questions of every scene, written down once."
-    from tqdm.auto import tqdm
 
     def made():
         return [
             scene_turns(store[i], np.random.default_rng((seed, 7, i)))
-            for i in tqdm(range(len(store)), desc="questions", disable=None)
+            for i in progress_bar(range(len(store)), "questions")
         ]
 
     if not cache:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..core.display import AMBER, BLUE, GREEN, VIOLET, charts, themed
 from ..method.backbone import image_tiles, image_tokens
 from ..method.chat import stop_id
 from ..method.decoding import write_answers, write_fast
@@ -248,24 +249,25 @@ def load_average() -> list[float] | None:
     return [round(v, 2) for v in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
 # %% ../../nbs/report/03_cost.ipynb #5a625eb3
+@themed
 def plot_costs(
     table: pd.DataFrame,  # from `cost_table`
 ) -> Figure:
     "Operations per answer by part, and seconds per answer with quartiles."
-    fig = Figure(figsize=(9, 2.6), dpi=70, layout="constrained")
-    left, right = fig.subplots(1, 2, sharey=True, width_ratios=[1.5, 1])
+    figure, axes = charts(1, 2, 9, 2.8, sharey=True, width_ratios=[1.5, 1])
+    left, right = axes[0]
     y, start = np.arange(len(table)), np.zeros(len(table))
-    for part, color in zip(COST_PARTS, ("#46327e", "#9b89c4", "#1a7f37", "#e3a08f")):
+    for part, color in zip(COST_PARTS, (VIOLET, BLUE, GREEN, AMBER)):
         width = table[part].to_numpy(float) / 1e9
         left.barh(y, width, left=start, color=color, label=part, height=0.62)
         start += width
     middle = table["seconds"].to_numpy(float)
     spread = np.abs(np.stack([table["seconds_low"], table["seconds_high"]]).astype(float) - middle)
-    right.errorbar(middle, y, xerr=spread, fmt="o", color="#46327e", ms=4, capsize=3)
+    right.errorbar(middle, y, xerr=spread, fmt="o", color=VIOLET, ms=4, capsize=3)
     left.set(xlabel="billion operations per answer", yticks=y, yticklabels=table.index)
     left.invert_yaxis()
     right.set(xlabel="seconds per answer (quartiles)", xlim=(0, None))
-    left.legend(fontsize=8, frameon=False)
+    left.legend()
     for ax in (left, right):
-        ax.spines[["top", "right"]].set_visible(False)
-    return fig
+        ax.grid(axis="y", visible=False)
+    return figure

@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from ..method.answers import overlay
-from .figures import INK, depth_picture, mask_picture
+from ..core.display import INK, overlay
+from .figures import depth_picture, mask_picture
 from ..world.scenes import Scene, fixture
 
 # %% ../../nbs/report/06_diagrams.ipynb #cf858909

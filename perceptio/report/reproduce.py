@@ -135,7 +135,7 @@ def plan(
     )
     study = Step(
         "ablate",
-        dict(size=size) | shown,
+        dict(size=size),
         lambda: "" if ablations else "left as recorded; -p ablations True trains what is missing",
     )
     tables = Step("tables", shown | dict(own=own))

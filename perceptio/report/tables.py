@@ -36,6 +36,7 @@ class Cell:
     low: float | None = None  # 95 % interval
     high: float | None = None
     n: int | None = None  # samples, or seeds
+    each: tuple[float, ...] = ()  # the numbers of single seeds, which stand for an interval
 
     def text(self) -> str:
         "The cell without markup."
@@ -44,7 +45,8 @@ class Cell:
         sign = "+" if self.kind == "difference" else ""
         number = lambda v, s=sign: f"{v:{s}.{self.digits}f}"
         interval = "" if self.low is None or self.low != self.low else f" [{number(self.low)}, {number(self.high)}]"
-        return number(self.value) + interval
+        seeds = f" ({', '.join(map(number, self.each))})" if self.each else ""
+        return number(self.value) + interval + seeds
 
 
 QUOTED, NOT_RUN, NONE = "quoted", Cell("not run"), Cell("none")
@@ -281,6 +283,20 @@ def world_table(
     return out
 
 # %% ../../nbs/report/08_tables.ipynb #8acba2c2
+def _study_notes(ablations, runs, prefix, own):
+    "What is said below a table of a study."
+    seeds = sorted(set(runs["seed"])) if len(runs) else []
+    read = lambda a, s: read_result(name := f"{prefix}-{a}-s{s}", name if own else "")
+    steps = {full["settings"]["max_steps"] for s in seeds if (full := read("full", s))}
+    named, long = (", ".join(map(str, found)) for found in (seeds or ["none"], steps or ["no"]))
+    return [
+        "built-in scenes, measured; none of these is a number of a public benchmark",
+        f"mean over seeds {named}, each seed in round brackets, {long} steps each",
+        "differences are taken seed by seed; their mean with its Student-t 95 % interval in square brackets",
+        *[origin_note(ROWS[a], r) for a in ablations for s in seeds[:1] if (r := read(a, s))],
+    ]
+
+
 def ablation_rows(
     title: str,
     measures: dict[str, str],  # column -> measure
@@ -289,45 +305,30 @@ def ablation_rows(
     prefix: str = "ablation",  # of the study
     own: bool = False,  # see `paper_table`
 ) -> Table:
-    "A study on the built-in scenes: mean over seeds, and the difference to the full model."
-    found = Table(title, list(measures))
-    grid = (
-        ablation_table(runs, list(measures.values())).set_index(["ablation", "measured"])
-        if len(runs)
-        else pd.DataFrame()
-    )
-    has = lambda a, m: len(grid) and (a, m) in grid.index and grid.loc[(a, m), "seeds"] > 0
+    "A study on the built-in scenes: mean and every seed, and the difference to the full model."
+    found = Table(title, list(measures), notes=_study_notes(ablations, runs, prefix, own))
     for a in ablations:
-        rows = [grid.loc[(a, m)] if has(a, m) else None for m in measures.values()]
-        lacking = NONE if any(r is not None for r in rows) else NOT_RUN  # a run without depth has no depth map
-        found.add(
-            ROWS[a],
-            [
-                lacking if r is None else Cell("measured", r["mean"], 3, r["low"], r["high"], int(r["seeds"]))
-                for r in rows
-            ],
-        )
-        if a != "full" and any(r is not None for r in rows):
-            found.add(
-                "difference",
-                [
-                    NONE
-                    if r is None
-                    else Cell("difference", r["difference"], 3, r["difference low"], r["difference high"])
-                    for r in rows
-                ],
-            )
-    seeds = sorted(set(runs["seed"])) if len(runs) else []
-    read = lambda a, s: read_result(name := f"{prefix}-{a}-s{s}", name if own else "")
-    steps = {full["settings"]["max_steps"] for s in seeds if (full := read("full", s))}
-    found.notes = [
-        "built-in scenes, measured; none of these is a number of a public benchmark",
-        f"mean over seeds {', '.join(map(str, seeds)) or 'none'} with Student-t 95 % interval, {', '.join(map(str, steps)) or 'no'} steps each; differences are taken seed by seed",
-        *[origin_note(ROWS[a], r) for a in ablations for s in seeds[:1] if (r := read(a, s))],
-    ]
+        cells, differences = zip(*(_study_cells(runs, a, measure) for measure in measures.values()))
+        lacking = NONE if any(cells) else NOT_RUN  # a run without depth has no depth map
+        found.add(ROWS[a], [cell or lacking for cell in cells])
+        if any(differences):
+            found.add("difference", [cell or NONE for cell in differences])
     return found
 
 
+def _study_cells(runs, ablation, measure):
+    "The cell of an ablation and that of its difference to the full model; None where there is none."
+    digits, of = 4 if "MSE" in measure else 3, runs[runs["measured"] == measure]
+    each = of[of["ablation"] == ablation].sort_values("seed")["value"].tolist()
+    if not each:
+        return None, None
+    row = ablation_table(of).set_index("ablation").loc[ablation]
+    cell = Cell("measured", row["mean"], digits, n=len(each), each=tuple(each))
+    if pd.isna(row.get("difference")):
+        return cell, None
+    return cell, Cell("difference", row["difference"], digits, row["difference low"], row["difference high"])
+
+# %% ../../nbs/report/08_tables.ipynb #8dfbddc7
 MARKED_MEASURES = {
     "3 points": "marked points, answer, 3 points",
     "4 points": "marked points, answer, 4 points",

@@ -28,7 +28,7 @@ from ..method.generation import Perceptio
 from ..method.model import build_model, label_codes, step_counts
 from ..method.samples import Collator, Sample
 from ..method.saving import gathered_state, save_model
-from .trainer import PerceptioTrainer, RunLog, checkpoint_step, train, training_arguments
+from .trainer import PerceptioTrainer, RunLog, StepBar, checkpoint_step, train, training_arguments
 from ..world.mixture import FeatureCache, SceneMixture, load_tasks, scene_codes, world
 
 # %% ../../nbs/train/03_run.ipynb #45a10002
@@ -144,10 +144,10 @@ def trainer_on(
     if rows:
         more |= dict(num_train_epochs=settings.epochs / mixture.epochs)
         lengths = SampleLengths(mixture, tokenizer, model.vocab) if settings.rebalance else None
-    arguments = training_arguments(settings, folder, disable_tqdm=in_test(), report_to=report_to, **more)
+    arguments = training_arguments(settings, folder, disable_tqdm=True, report_to=report_to, **more)
     return PerceptioTrainer(
         model, arguments, train_dataset=mixture, data_collator=collator, processing_class=tokenizer,
-        mask_lr=settings.mask_lr, count=lambda batch: step_counts(batch, model.vocab), lengths=lengths, callbacks=[*callbacks, OwnSchedule()],
+        mask_lr=settings.mask_lr, count=lambda batch: step_counts(batch, model.vocab), lengths=lengths, callbacks=[*callbacks, OwnSchedule(), StepBar()],
     )  # fmt: skip
 
 # %% ../../nbs/train/03_run.ipynb #20c1ac6b

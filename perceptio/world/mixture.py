@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..core.display import progress_bar
 from ..core.files import end_with_parent, hash_files, make_once, read_json_lines, write_atomically
 from ..core.notebook import data_dir
 from ..core.settings import Settings
@@ -177,8 +178,6 @@ def load_tasks(
 
 def _write_tasks(file, store, seed, workers, progress):
     "All tasks, by several processes if there are many."
-    from tqdm.auto import tqdm
-
     chunks, lines = [range(k, min(k + 100, len(store))) for k in range(0, len(store), 100)], []
     if min(workers, len(chunks)) == 1:
         lines = [line for c in chunks for line in _tasks_of(store.path, c, seed)]
@@ -187,7 +186,7 @@ def _write_tasks(file, store, seed, workers, progress):
             min(workers, len(chunks)), mp_context=get_context("spawn"), initializer=end_with_parent
         ) as pool:
             jobs = [pool.submit(_tasks_of, store.path, c, seed) for c in chunks]
-            for job in tqdm(jobs, desc="tasks", disable=not progress):
+            for job in progress_bar(jobs, "tasks", show=progress):
                 lines += job.result()
     write_atomically(file, "\n".join(lines) + "\n")
 
@@ -200,9 +199,7 @@ def scene_codes(
     progress: bool = False,
 ) -> np.ndarray:  # (N, n) uint8
     "Depth tokens of all scenes of a split."
-    from tqdm.auto import tqdm
-
-    starts = tqdm(range(0, len(store), batch_size), desc="depth tokens", disable=not progress)
+    starts = progress_bar(range(0, len(store), batch_size), "depth tokens", show=progress)
     maps = (
         torch.from_numpy(np.stack([store[i].disparity for i in range(s, min(s + batch_size, len(store)))]))[:, None]
         for s in starts
@@ -214,10 +211,8 @@ class FeatureCache:
     "SAM2 features of all scenes in half precision; call it with scene numbers."
 
     def __init__(self, mask_head, store: SceneStore, batch_size: int = 50, progress: bool = False):
-        from tqdm.auto import tqdm
-
         parts = []
-        for s in tqdm(range(0, len(store), batch_size), desc="SAM2 features", disable=not progress):
+        for s in progress_bar(range(0, len(store), batch_size), "SAM2 features", show=progress):
             pixels = mask_head.preprocess([store[i].image for i in range(s, min(s + batch_size, len(store)))])
             out = mask_head.encode(pixels)
             parts.append([t.half() for t in (out["embed"], *out["high_res"])])

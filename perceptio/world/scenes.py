@@ -21,8 +21,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from ..core.display import progress_bar
 from perceptio.core.files import (
     atomic,
     end_with_parent,
@@ -237,7 +237,7 @@ def _render(target, plan, workers, progress):
         todo = [c for c, part in enumerate(parts) if not part.exists()]
         done, workers = min(n, (chunks - len(todo)) * SCENES_CHUNK), min(workers or _cores(), max(1, len(todo)))
         jobs = [(folder, c, plan["split"], n, plan["seed"], plan["px"]) for c in todo]
-        with tqdm(total=n, initial=done, unit="scene", desc=plan["split"], disable=not progress) as bar:
+        with progress_bar(None, plan["split"], n, progress, initial=done, unit="scene") as bar:
             for count in _run(jobs, workers):
                 bar.update(count)
         _join(folder, plan, parts)
