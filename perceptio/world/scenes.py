@@ -287,9 +287,7 @@ class SceneStore:
             raise ValueError(f"split {str(self.path)!r} {state}: {call}")
         self.redo = f"delete the folder {self.path} and write it again"
         self.meta = read_json(self.path / "meta.json", self.redo)
-        check_keys(
-            self.meta, dict(split=str, n=int, px=int, seed=int, sha256=dict), str(self.path / "meta.json"), self.redo
-        )
+        check_keys(self.meta, dict(split=str, n=int, px=int, sha256=dict), str(self.path / "meta.json"), self.redo)
 
     def __len__(self) -> int:
         return self.meta["n"]
