@@ -13,13 +13,13 @@ import io
 import re
 from pathlib import Path
 
+from ..core.display import png_bytes
 from ..core.files import write_atomically
 from ..core.markup import markdown_text
 from ..core.notebook import run_dir
 from ..core.record import weights_hash
 from ..evaluate.suite import recorded, run_origin, summary
 from .diagrams import TOKENS, Canvas, nearest_object, pictures
-from .figures import png_bytes
 from ..world.scenes import fixture
 
 # %% ../../nbs/report/09_front.ipynb #1ce944a9
