@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..core.dense import dense_maps
 from ..core.display import MASK_COLOURS, overlay, png_bytes
 from ..core.markup import BOX, drawable, families, picture_text, put_text, wrap
 from .tokens import Parsed, PerceptionVocab
@@ -37,6 +38,7 @@ class PerceptioOutput:
     notes: list[str] = field(default_factory=list)  # why a part is missing, in words
     image: np.ndarray | None = field(default=None, repr=False)  # (H, W, 3) uint8
     question: str = ""
+    dense: dict[str, np.ndarray] = field(default_factory=dict)  # (C, H, W) in [0, 1], of further dense tokens by name
 
     @property
     def mask(self) -> np.ndarray | None:  # (H, W) bool
@@ -55,6 +57,7 @@ class PerceptioOutput:
             else []
         )
         panels += [("depth (brighter = nearer)", self.depth)] if self.depth is not None else []
+        panels += [(dense_maps(name).title, dense_maps(name).show(found)) for name, found in self.dense.items()]
         width = 2.6 * len(panels)
         below, above = self.lines_below(width - 0.1), wrap(self.question, width - 0.1, 10)
         names = (

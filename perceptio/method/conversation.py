@@ -49,7 +49,8 @@ class Conversation:
             row, decoding = self.write(self.prompt(text, form, max_new_tokens), form, guided, max_new_tokens)
             parsed = parse_output(row.ids, model.vocab)
             (masks,), (depth,) = model.masks([sample], [row], self.encode), model.depths([sample], [parsed])
-            out = model.with_word_notes(model.output(sample, row, parsed, masks, depth, form), perceive)
+            (dense,) = model.other_maps([sample], [parsed])
+            out = model.with_word_notes(model.output(sample, row, parsed, masks, depth, form, dense), perceive)
             self.ids, self.decoding = decoding.ids[0].tolist(), decoding
             self.turns.append(out)
         return out

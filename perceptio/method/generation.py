@@ -24,8 +24,8 @@ from .conversation import Conversation
 from .decoding import write_answers, write_fast
 from .mask_head import MaskHead, upsample
 from .samples import Sample, Turn, perception_prefix, prompt_ids, wants
-from .saving import load_mask_head, load_model
-from .tokens import OUT_OF_PLACE, PERCEIVE, parse_output
+from .saving import load_mask_head, load_model, load_others
+from .tokens import OUT_OF_PLACE, parse_output, request_parts
 
 # %% ../../nbs/method/19_generation.ipynb #8b1369ba
 def find_checkpoint(
@@ -89,6 +89,12 @@ class LoadedModel:
             codebook = DepthCodebook.from_pretrained(Path(self.folder) / "codebook").freeze()
         return codebook.to(self.model.device)
 
+    @loaded_once
+    def others(self) -> dict[str, DepthCodebook]:
+        "The frozen codebooks of the dense tokens beside depth."
+        found = dict(self.model.others) or load_others(self.folder, self.settings)
+        return {name: codebook.to(self.model.device) for name, codebook in found.items()}
+
 # %% ../../nbs/method/19_generation.ipynb #3229d9e2
 class PerceptionReader(LoadedModel):
     "Masks, depth maps and text of rows that a model wrote."
@@ -114,29 +120,47 @@ class PerceptionReader(LoadedModel):
 
     def depths(self, samples, parsed) -> list[np.ndarray | None]:
         "Depth maps (H, W) of the rows that have a full span."
-        with_span = [k for k, p in enumerate(parsed) if p.codes is not None]
-        depths = [None] * len(parsed)
-        if with_span:
-            codes = torch.tensor([parsed[k].codes for k in with_span], device=self.codebook.codebook.device)
-            for k, small in zip(with_span, self.codebook.decode(codes)):
-                large = F.interpolate(small[None], samples[k].image.shape[:2], mode="bilinear")
-                depths[k] = large[0, 0].cpu().numpy()
-        return depths
+        if all(p.codes is None for p in parsed):
+            return [None] * len(parsed)
+        return [None if m is None else m[0] for m in self.maps(self.codebook, samples, [p.codes for p in parsed])]
 
-    def output(self, sample, row, parsed, masks, depth, perceive) -> PerceptioOutput:
+    def other_maps(self, samples, parsed) -> list[dict[str, np.ndarray]]:  # of every row: name -> (C, H, W)
+        "Maps of the dense tokens beside depth, as far as they were written."
+        found = [{} for _ in parsed]
+        for name in (other.name for other in self.vocab.others):
+            codes = [p.others.get(name) for p in parsed]
+            if any(c is not None for c in codes):
+                for row, m in zip(found, self.maps(self.others[name], samples, codes)):
+                    row |= {} if m is None else {name: m}
+        return found
+
+    def maps(self, codebook, samples, codes) -> list[np.ndarray | None]:  # (C, H, W)
+        "Codes, where there are any, as maps of the images' sizes."
+        have = [k for k, c in enumerate(codes) if c is not None]
+        decoded = codebook.decode(torch.tensor([codes[k] for k in have], device=codebook.codebook.device))
+        sized = {}
+        for k, m in zip(have, decoded):
+            large = F.interpolate(m[None], samples[k].image.shape[:2], mode="bilinear")
+            sized[k] = codebook.maps.valid(large)[0].cpu().numpy()
+        return [sized.get(k) for k in range(len(codes))]
+
+    def output(self, sample, row, parsed, masks, depth, perceive, dense=None) -> PerceptioOutput:
         "One row's result."
         text, described = phrases(row.ids, self.tokenizer, self.vocab)
         regions = [Region(mask, *about) for mask, about in zip(masks, described)]
+        parts, dense = () if perceive == "auto" else request_parts(perceive, self.vocab.dense), dense or {}
         notes = [note for note in parsed.notes if perceive != "auto" or note != OUT_OF_PLACE]
         if len(described) > len(masks):
             notes.append("a mask is missing: generation stopped right after [SEG]; raise max_new_tokens")
-        if not described and perceive in ("seg", "both"):
+        if not described and "seg" in parts:
             notes.append("no mask: the model wrote no [SEG]; set guided=True")
-        if depth is None and perceive in ("depth", "both"):
-            notes.append("no depth map: the model wrote no usable depth span; set guided=True")
+        for name in (part for part in parts if part != "seg"):
+            if (depth if name == "depth" else dense.get(name)) is None:
+                notes.append(f"no {name} map: the model wrote no usable {name} span; set guided=True")
         if empty := [r.phrase or f"mask {k + 1}" for k, r in enumerate(regions) if not r.mask.any()]:
             notes.append(f"empty: {', '.join(empty)}; the model sees no such object")
-        return PerceptioOutput(text, regions, depth, row.ids, parsed, notes, sample.image, sample.turns[0].question)
+        asked = sample.image, sample.turns[0].question
+        return PerceptioOutput(text, regions, depth, row.ids, parsed, notes, *asked, dense)
 
 # %% ../../nbs/method/19_generation.ipynb #bc962f48
 UNPERCEIVED = (
@@ -152,7 +176,7 @@ class Perceptio(PerceptionReader):
         self,
         image,  # PIL.Image in mode RGB or (H, W, 3) uint8 array
         text: str,  # the question
-        perceive: str = "auto",  # "auto" | "seg" | "depth" | "both" | "none"
+        perceive: str = "auto",  # "auto" | "seg" | "depth" | "both" | "none" | parts joined by +: "seg+normals"
         guided: bool = True,  # force Eq. 1 for "seg", "depth" and "both"
         max_new_tokens: int = 64,  # of text; perception tokens come on top (`perception_room`)
     ) -> PerceptioOutput:
@@ -184,8 +208,9 @@ class Perceptio(PerceptionReader):
     def generate(
         self,
         samples: Sequence[Sample],  # one turn each
-        perceive: str,  # a key of tokens.PERCEIVE; "auto" = the model decides from the words of the question
-        codes: Sequence[Sequence[int]] | None = None,  # (n,) per sample: written in place of its own depth tokens
+        perceive: str,  # what tokens.request_parts reads; "auto" = the model decides from the words of the question
+        codes: Sequence[Sequence[int]]
+        | None = None,  # (n,) per sample: written in place of its own depth tokens; of several dense tokens a dict by name
         guided: bool = False,
         max_new_tokens: int = 64,
     ) -> list[PerceptioOutput]:
@@ -193,24 +218,27 @@ class Perceptio(PerceptionReader):
         if not samples:
             return []
         perceive = perceive if perceive == "auto" else wants(perceive, self.settings)
+        parts = () if perceive == "auto" else request_parts(perceive, self.vocab.dense)
         tiles = [image_tiles(sample.image, self.settings) for sample in samples]
         room = max_new_tokens + self.perception_room(perceive)
         prompts = [self.prompt(sample, len(t), perceive, room) for sample, t in zip(samples, tiles)]
         tiles, prefixes = torch.cat(tiles), None
-        if codes is not None and perceive in ("depth", "both"):
-            prefixes = [perception_prefix(perceive, c, self.vocab) for c in codes]
+        if codes is not None and set(parts) - {"seg"}:
+            given = [c if isinstance(c, dict) else {"depth": c} for c in codes]
+            prefixes = [perception_prefix(perceive, c, self.vocab) for c in given]
         if guided and perceive not in ("auto", "none") and prefixes is None:
             rows = write_fast(self.model, self.tokenizer, prompts, tiles, perceive, max_new_tokens)
         else:
             banned = self.vocab.ids if perceive == "none" else ()
             rows = write_answers(self.model, self.tokenizer, prompts, tiles, prefixes, None, room, banned)
         parsed = [parse_output(row.ids, self.vocab) for row in rows]
-        masks, depths = self.masks(samples, rows), self.depths(samples, parsed)
-        return [self.output(*parts, perceive) for parts in zip(samples, rows, parsed, masks, depths)]
+        found = zip(samples, rows, parsed, self.masks(samples, rows), self.depths(samples, parsed))
+        others = self.other_maps(samples, parsed)
+        return [self.output(*row, perceive, dense) for row, dense in zip(found, others)]
 
     def perception_room(self, perceive: str) -> int:
-        "Tokens that perception may take in an answer: [SEG], two markers, n codes."
-        return 0 if perceive == "none" else self.vocab.n_tokens + 3
+        "Tokens that perception may take in an answer: [SEG], and of every dense token two markers and n codes."
+        return 0 if perceive == "none" else 1 + sum(span.n_tokens + 2 for span in self.vocab.dense.values())
 
     def prompt(self, sample: Sample, n_tiles: int, perceive: str, room: int) -> list[int]:
         "Ids of a question with its image, which must fit into the context beside an answer of `room` tokens."
@@ -222,8 +250,8 @@ class Perceptio(PerceptionReader):
 
     def question_sample(self, image, text: str, perceive: str, key: str = "1 of 1") -> Sample:
         "A question about an image, checked."
-        if perceive != "auto" and perceive not in PERCEIVE:
-            raise ValueError(f"perceive is {perceive!r}: use auto, {', '.join(PERCEIVE)}")
+        if perceive != "auto":
+            request_parts(perceive, self.vocab.dense)  # refuses other words
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"text is {text!r}: ask something, e.g. 'segment the red cube'")
         return Sample(key, "call", check_image(image), [Turn(text, "")])
@@ -238,6 +266,7 @@ class Perceptio(PerceptionReader):
                 f"{count} words of the answer are unknown to this model's tokenizer, and the text leaves them out"
             )
         can_perceive = self.settings.use_seg or self.settings.use_depth
-        if perceive == "auto" and out.mask is None and out.depth is None and can_perceive:
+        found = out.mask is not None or out.depth is not None or out.dense
+        if perceive == "auto" and not found and can_perceive:
             out.notes.append(UNPERCEIVED)
         return out

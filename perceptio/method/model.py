@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COUNTED', 'TEST_WORDS', 'supervised_costs', 'step_counts', 'step_shares', 'group_mean', 'language_loss',
            'code_logits', 'label_codes', 'reconstruction_loss', 'length_from_hidden', 'seg_states', 'mask_centres',
-           'point_loss', 'mean_iou', 'total_loss', 'PerceptioParts', 'zero_gradients', 'PerceptioModel',
-           'build_language', 'checkpoint_blocks', 'check_codebook', 'build_model']
+           'point_loss', 'mean_iou', 'further_loss', 'total_loss', 'PerceptioParts', 'zero_gradients', 'PerceptioModel',
+           'build_language', 'checkpoint_blocks', 'check_codebook', 'check_others', 'build_model']
 
 # %% ../../nbs/method/14_model.ipynb #7b6a690f
 from contextlib import nullcontext
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..core.dense import further_tokens
 from ..core.settings import Settings
 from ..core.weights import check_values, check_weights
 from perceptio.method.backbone import (
@@ -213,6 +214,17 @@ def mean_iou(
     intersection, union = (predicted & masks).sum((1, 2)), (predicted | masks).sum((1, 2))
     return (intersection / union.clamp(min=1)).mean()
 
+# %% ../../nbs/method/14_model.ipynb #c30c3c73
+def further_loss(
+    terms: dict[str, Tensor],  # raw terms by name
+    name: str,  # of a further dense token; its terms are "<name>_marker", ...
+    settings: Settings,  # the weights, those of depth
+) -> Tensor | float:  # scalar
+    "Eq. 4 and Eq. 10 of a dense token beside depth."
+    own = {key.removeprefix(f"{name}_"): term for key, term in terms.items() if key.startswith(f"{name}_")}
+    loss = settings.lambda_depth * depth_sum(own, depth_weights(settings)) if "marker" in own else 0.0
+    return loss + settings.lambda_recon * own["recon"] if "recon" in own else loss
+
 # %% ../../nbs/method/14_model.ipynb #806bb549
 def total_loss(
     terms: dict[str, Tensor],  # raw terms by name; "llm" is always there
@@ -228,6 +240,8 @@ def total_loss(
         loss = loss + settings.lambda_recon * terms["recon"]
     if "seg_point" in terms:
         loss = loss + settings.seg_point * terms["seg_point"]
+    for token in further_tokens(settings):
+        loss = loss + token.weight * further_loss(terms, token.name, settings)
     return loss
 
 # %% ../../nbs/method/14_model.ipynb #b435eda2
@@ -241,12 +255,14 @@ class PerceptioParts(nn.Module):
         backbone,  # InternVLForConditionalGeneration, wrapped by peft or not
         mask_head: MaskHead | None = None,  # None when settings.use_seg is off
         codebook: DepthCodebook | None = None,  # None when settings.use_depth is off
+        others: dict[str, DepthCodebook] | None = None,  # codebooks of further dense tokens, by name
     ):
         super().__init__()
         self.settings, self.vocab = settings, vocab
         self.places = settings  # its base and sam_checkpoint: where they lie; load_model says where it found them
         self.backbone, self.mask_head = backbone, mask_head
         self.codebook = codebook.freeze() if codebook is not None else None
+        self.others = nn.ModuleDict({name: other.freeze() for name, other in (others or {}).items()})
 
     @property
     def inner(self):  # InternVLForConditionalGeneration
@@ -304,6 +320,7 @@ class PerceptioModel(PerceptioParts):
         features: dict | None = None,  # SAM2 features, computed before
         sam_pixels: Tensor | None = None,  # (M, 3, S, S) otherwise
         whole: Tensor | None = None,  # (5,) counts of the step for `step_shares`
+        dense: dict[str, Tensor] | None = None,  # (B, C, H, W) true maps of further dense tokens, by name
     ) -> dict[str, Tensor]:  # "loss" and its raw terms
         "Eq. 2."
         shares = step_shares(step_counts(dict(labels=labels, masks=masks), self.vocab), whole)
@@ -312,8 +329,11 @@ class PerceptioModel(PerceptioParts):
             costs = supervised_costs(hidden, labels, self.inner.lm_head, self.settings.linear_cross_entropy)
         terms = language_loss(costs, labels, self.vocab, self.settings.lm_mean, shares)
         if self.settings.use_depth:
-            depth_terms = self.depth_terms(hidden, labels, costs, depth)
+            depth_terms = self.span_terms(hidden, labels, costs, self.vocab, self.codebook, depth)
             terms |= {name: term * shares["sample"] for name, term in depth_terms.items()}
+        for name, codebook in self.others.items():
+            own = self.span_terms(hidden, labels, costs, self.vocab.dense[name], codebook, (dense or {}).get(name))
+            terms |= {f"{name}_{term}": value * shares["sample"] for term, value in own.items()}
         if self.settings.use_seg:
             states = seg_states(hidden, input_ids, self.vocab, self.settings.seg_state)
             mask_terms = self.mask_terms(states, owner, masks, features, sam_pixels)
@@ -325,9 +345,9 @@ class PerceptioModel(PerceptioParts):
             loss = loss + zero_gradients(self.mask_head)
         return {"loss": loss} | terms
 
-    def depth_terms(self, hidden, labels, costs, depth) -> dict[str, Tensor]:
-        "Raw terms of Eq. 4 and Eq. 10; a term whose weight is 0 is not computed."
-        settings, vocab, head, terms = self.settings, self.vocab, self.inner.lm_head, {}
+    def span_terms(self, hidden, labels, costs, vocab, codebook, maps) -> dict[str, Tensor]:
+        "Raw terms of Eq. 4 and Eq. 10 of one dense token; a term whose weight is 0 is not computed."
+        settings, head, terms = self.settings, self.inner.lm_head, {}
         if settings.lambda_depth:
             spans = find_spans(labels, vocab)
             length = spans.length.float()
@@ -339,9 +359,9 @@ class PerceptioModel(PerceptioParts):
         if settings.lambda_recon:
             true_codes = settings.recon_target == "codes"
             terms["recon"] = hidden.sum() * 0.0
-            if true_codes or depth is not None:
-                target = None if true_codes else depth
-                terms["recon"] = reconstruction_loss(hidden, labels, head, vocab, self.codebook, target)
+            if true_codes or maps is not None:
+                target = None if true_codes else maps
+                terms["recon"] = reconstruction_loss(hidden, labels, head, vocab, codebook, target)
         return terms
 
     def mask_terms(self, states, owner, masks, features, sam_pixels) -> dict[str, Tensor]:
@@ -369,6 +389,7 @@ TEST_WORDS = (  # of the tokenizer of a model without a base
 def build_language(
     settings: Settings,
     codebook: DepthCodebook | None = None,  # read when new_row_init is codebook
+    others: dict[str, DepthCodebook] | None = None,  # likewise, of further dense tokens
 ):  # -> (InternVLForConditionalGeneration, tokenizer, PerceptionVocab)
     "Backbone and tokenizer of the base, with the perception tokens added."
     from transformers import InternVLForConditionalGeneration
@@ -388,7 +409,8 @@ def build_language(
                 settings, vocab_size=len(tokenizer), image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
             )
     vectors = None if codebook is None else codebook.codebook
-    return backbone, tokenizer, add_tokens(backbone, tokenizer, settings, vectors)
+    further = {name: other.codebook for name, other in (others or {}).items()}
+    return backbone, tokenizer, add_tokens(backbone, tokenizer, settings, vectors, further)
 
 # %% ../../nbs/method/14_model.ipynb #8c846cd6
 def checkpoint_blocks(
@@ -419,17 +441,39 @@ def check_codebook(
             "use the codebook that belongs to these settings"
         )
 
+# %% ../../nbs/method/14_model.ipynb #849cf640
+def check_others(
+    settings: Settings,
+    others: dict[str, DepthCodebook],  # by name
+) -> None:
+    "Refuse codebooks of further dense tokens that are missing or do not fit."
+    for token in further_tokens(settings):
+        if (found := others.get(token.name)) is None:
+            raise ValueError(
+                f"settings ask for {token.name} tokens but no codebook of {token.name} was given; "
+                f"there are {', '.join(others) or 'none'}: train one with ensure_codebook(..., token=...)"
+            )
+        have, want = (found.token, found.n_tokens, found.n_codes), (token.name, token.n_tokens, token.n_codes)
+        if have != want:
+            raise ValueError(
+                f"the codebook of {token.name} is one of {have[0]} with n = {have[1]}, K = {have[2]}; "
+                f"[dense.{token.name}] says n = {want[1]}, K = {want[2]}"
+            )
+
 # %% ../../nbs/method/14_model.ipynb #9a41e203
 def build_model(
     settings: Settings,
     codebook: DepthCodebook | None = None,
+    others: dict[str, DepthCodebook] | None = None,  # of further dense tokens, by name
 ):  # -> (PerceptioModel, tokenizer)
     "A model ready to train: base weights, new tokens, and exactly the parts trainable that the settings name."
     if settings.use_depth:
         check_codebook(settings, codebook)
-    backbone, tokenizer, vocab = build_language(settings, codebook)
+    check_others(settings, others or {})
+    backbone, tokenizer, vocab = build_language(settings, codebook, others)
     backbone = set_trainable(backbone, settings, vocab)
     if settings.gradient_checkpointing:
         checkpoint_blocks(backbone)
     mask_head = build_mask_head(settings) if settings.use_seg else None
-    return PerceptioModel(settings, vocab, backbone, mask_head, codebook if settings.use_depth else None), tokenizer
+    kept = codebook if settings.use_depth else None
+    return PerceptioModel(settings, vocab, backbone, mask_head, kept, others), tokenizer

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEG', 'START', 'END', 'OUT_OF_PLACE', 'PERCEIVE', 'SHORT', 'perception_tokens', 'CodeIds', 'SpanVocab',
            'PerceptionVocab', 'Spans', 'find_spans', 'Parsed', 'read_span', 'parse_output', 'request_parts',
-           'request_name', 'template', 'perception_steps', 'PerceptionGrammar']
+           'request_name', 'request_suffix', 'perception_steps', 'PerceptionGrammar']
 
 # %% ../../nbs/method/01_tokens.ipynb #00c68356
 from collections.abc import Iterable, Sequence
@@ -252,7 +252,7 @@ def request_name(
     return next((word for word, short in SHORT.items() if short == tuple(parts)), "+".join(parts))
 
 # %% ../../nbs/method/01_tokens.ipynb #df477f61
-def template(
+def request_suffix(
     perceive: str,  # from `request_name`; "inline" and what is no request add nothing
 ) -> str:
     "What is put behind a question that asks for these parts."

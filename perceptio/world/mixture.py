@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'ASK', 'PHRASES', 'UNSEEN', 'DIRECT', 'weights', 'request', 'world', 'world_hash', 'scene_markers',
-           'scene_tasks', 'load_tasks', 'scene_codes', 'FeatureCache', 'SceneMixture']
+           'scene_tasks', 'load_tasks', 'scene_codes', 'FeatureCache', 'SceneMaps', 'dense_scenes', 'SceneMixture']
 
 # %% ../../nbs/world/07_mixture.ipynb #68f6e076
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -17,12 +18,15 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..core.dense import DenseToken, further_tokens
 from ..core.display import progress_bar
 from ..core.files import end_with_parent, hash_files, make_once, read_json_lines, write_atomically
 from ..core.notebook import data_dir
 from ..core.settings import Settings
-from ..method.codebook import DepthCodebook
-from ..method.samples import Sample, Turn, corrupt_codes
+from ..core.weights import open_array, write_array
+from ..method.codebook import DenseCodebook, DepthCodebook
+from ..method.samples import DenseMap, Sample, Turn, corrupt_codes
+from ..method.tokens import request_name
 from .marked_points import CLOSEST_QUESTION, LETTERS, PointPool, draw_markers, marked_question
 from .questions import attribute_sentence, caption, expressions, vqa
 from .scenes import SPLITS, Scene, SceneStore, write_split
@@ -222,6 +226,55 @@ class FeatureCache:
         rows = torch.tensor(rows)
         return dict(embed=self.embed[rows].float(), high_res=[h[rows].float() for h in self.high_res])
 
+# %% ../../nbs/world/07_mixture.ipynb #96ed63ee
+class SceneMaps:
+    "Maps of a dense token for all scenes of a split: give row numbers, get (B, C, size, size)."
+
+    def __init__(self, store: SceneStore, token: DenseToken, settings: Settings, progress: bool = False):
+        self.store, self.token, self.settings, self.meta = store, token, settings, store.meta
+        if store.meta.get("packed"):
+            self.maps = self.computed(progress)
+        else:
+            file = Path(store.path) / f"{token.name}-{token.size}-{settings.codebook_preset}.npy"
+            make_once(
+                file, lambda: write_array(file, self.computed(progress)), f"{file.name} of split {file.parent.name!r}"
+            )
+            self.maps = open_array(file, "delete it, and it is written again")
+        self.shape = self.maps.shape
+
+    def computed(self, progress: bool) -> np.ndarray:  # (N, C, size, size) float16
+        "All of them."
+        with torch.device("meta"):  # only its resize is used
+            resize = DenseCodebook.from_settings(self.settings, self.token).resize
+        maps, kept = self.token.maps, []
+        for i in progress_bar(range(len(self.store)), self.token.name, show=progress):
+            exact = torch.from_numpy(np.ascontiguousarray(maps.of_scene(self.store[i]), dtype=np.float32))
+            kept.append(maps.valid(resize(exact[None]))[0].numpy().astype(np.float16))
+        return np.stack(kept)
+
+    def __len__(self):
+        return len(self.maps)
+
+    def __getitem__(self, rows) -> torch.Tensor:  # float32
+        rows = rows.numpy() if isinstance(rows, torch.Tensor) else rows
+        return torch.from_numpy(np.array(self.maps[rows], np.float32))
+
+# %% ../../nbs/world/07_mixture.ipynb #053b75d9
+@torch.no_grad()
+def dense_scenes(
+    store: SceneStore,
+    settings: Settings,
+    codebooks: dict[str, DenseCodebook],  # of further dense tokens, by name
+    progress: bool = False,
+) -> dict[str, tuple[SceneMaps, np.ndarray]]:  # by name: maps, codes (N, n) uint8
+    "What a mixture needs of the dense tokens beside depth."
+    found = {}
+    for token in further_tokens(settings):
+        maps, codebook = SceneMaps(store, token, settings, progress), codebooks[token.name]
+        parts = [codebook.encode(maps[rows]) for rows in np.array_split(np.arange(len(maps)), -(-len(maps) // 100))]
+        found[token.name] = maps, torch.cat(parts).numpy().astype(np.uint8)
+    return found
+
 # %% ../../nbs/world/07_mixture.ipynb #878d6239
 class SceneMixture(Dataset):
     "Sample k is drawn by (seed, k): its source by the mixture, its scene in turn, its question at random."
@@ -234,8 +287,9 @@ class SceneMixture(Dataset):
         codes: np.ndarray | None = None,  # (N, n) depth tokens
         length: int | None = None,  # samples; None = one per scene
         expressions_per_image: int = 4,  # turns of a `res` sample
+        dense: dict | None = None,  # of further dense tokens, from `dense_scenes`
     ):
-        self.store, self.tasks, self.settings, self.codes = store, tasks, settings, codes
+        self.store, self.tasks, self.settings, self.codes, self.dense = store, tasks, settings, codes, dense or {}
         self.length, self.per_image, self.weights = length or len(store), expressions_per_image, weights(settings)
         self.marked = {
             hard: [i for i, t in enumerate(tasks) if any(m["hard"] == hard for m in t["markers"])]
@@ -263,7 +317,24 @@ class SceneMixture(Dataset):
         getattr(self, f"_{source}")(sample, scene, tasks, rng)
         if sample.codes is not None and self.settings.code_corruption:
             sample.shown = corrupt_codes(sample.codes, self.settings.code_corruption, self.settings.n_codes, rng)
+        if self.dense and source in ("joint", "depth"):
+            self._some_dense(sample, i, rng)
         return sample
+
+    def _some_dense(self, sample, i, rng):
+        "A request for depth becomes one for some dense tokens, each choice alike; depth alone is one of them."
+        names = ["depth"] * self.settings.use_depth + [*self.dense]
+        choice = int(rng.integers(1, 2 ** len(names)))
+        chosen = [name for k, name in enumerate(names) if choice >> k & 1]
+        for turn in sample.turns:
+            turn.perceive = request_name(["seg"] * (turn.perceive in ("seg", "both")) + chosen)
+            turn.question = re.sub(r"\bdepth\b", " and ".join(chosen), turn.question)
+        if "depth" not in chosen:
+            sample.disparity = sample.codes = sample.shown = None
+        for name in (name for name in chosen if name != "depth"):
+            (maps, codes), rate = self.dense[name], self.settings.code_corruption
+            shown = corrupt_codes(codes[i], rate, maps.token.n_codes, rng) if rate else None
+            sample.dense[name] = DenseMap(maps[i].numpy(), codes[i], shown)
 
     def _res(self, sample, scene, tasks, rng):
         chosen = rng.permutation(len(tasks["expressions"]))[: self.per_image]

@@ -339,7 +339,7 @@ class SceneStore:
             raise IndexError(f"no scene {i} in {self.path.name}: it has {n}")
         i %= n
         arrays = np.array(self.images[i]), self.depth[i].astype(np.float32), np.array(self.ids[i])
-        return Scene(i, self.meta["split"], *arrays, self.objects[i], self.meta["seed"])
+        return Scene(i, self.meta["split"], *arrays, self.objects[i], int(self.meta.get("seed", -1)))
 
 # %% ../../nbs/world/04_scenes.ipynb #a05b004f
 FIXTURE = dict(split="val", n=12, seed=20)  # the committed scenes; no training or evaluation set uses this seed

@@ -1,0 +1,134 @@
+"""A mask, depth and normals in one sequence: a second dense token from its section of settings.ini to a map in the answer."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from perceptio.core.dense import further_tokens
+from perceptio.core.settings import Settings
+from perceptio.method.codebook import DenseCodebook
+from perceptio.method.generation import Perceptio
+from perceptio.method.losses import marker_loss, token_loss
+from perceptio.method.model import build_model
+from perceptio.method.samples import Collator, DenseMap, Sample, Turn, encode_sample
+from perceptio.method.saving import save_model
+from perceptio.method.soft_merge import depth_reconstruction_loss, soft_merge
+from perceptio.world.scenes import fixture
+
+WORDS = dict(mask="seg", depth="depth", normals="normals")
+
+
+def drawn_codes(codebook, seed):
+    codebook.codebook.copy_(torch.randn(codebook.codebook.shape, generator=torch.Generator().manual_seed(seed)))
+    return codebook
+
+
+@pytest.fixture(scope="module")
+def made():
+    "Settings, model, tokenizer, and two scenes as samples: one with all three, one with normals alone."
+    torch.manual_seed(0)
+    settings = Settings.load("smoke", dense="depth normals", max_length=384, code_corruption=0.0, lm_mean="token")
+    (token,) = further_tokens(settings)
+    depth = drawn_codes(DenseCodebook.from_settings(settings), 0)
+    normals = drawn_codes(DenseCodebook.from_settings(settings, token), 1)
+    model, tokenizer = build_model(settings, depth, dict(normals=normals))
+    samples = []
+    for k, perceive in ((0, "seg+depth+normals"), (1, "normals")):
+        scene, known = fixture()[k], {}
+        if "depth" in perceive:
+            ids = depth.encode(torch.from_numpy(scene.disparity)[None, None])[0].numpy()
+            known = dict(disparity=scene.disparity, codes=ids)
+        own = normals.maps.of_scene(scene)
+        known["dense"] = dict(normals=DenseMap(own, normals.encode(torch.from_numpy(own)[None])[0].numpy()))
+        mask = scene.mask(1) if "seg" in perceive else None
+        samples.append(
+            Sample(f"{k}", "joint", scene.image, [Turn("where is a cube ?", "left", perceive, mask)], **known)
+        )
+    return settings, model, tokenizer, samples
+
+
+def test_one_sequence(made):
+    "[SEG] <d_start> ... <d_end> <n_start> ... <n_end> text, and any subset of it."
+    settings, model, tokenizer, samples = made
+    names = tokenizer.convert_ids_to_tokens
+    _, labels = encode_sample(samples[0], tokenizer, model.vocab, settings)
+    said = names([i for i in labels if i != -100])
+    codes = [[f"<{x}_{k}>" for k in ids] for x, ids in zip("dn", samples[0].known_codes().values())]
+    spans = [[f"<{x}_start>", *ids, f"<{x}_end>"] for x, ids in zip("dn", codes)]
+    assert said == ["[SEG]", *spans[0], *spans[1], "left", "<|im_end|>"]
+    _, labels = encode_sample(samples[1], tokenizer, model.vocab, settings)
+    assert names([i for i in labels if i != -100])[0] == "<n_start>" and labels.count(model.vocab.seg_id) == 0
+    ids, _ = encode_sample(samples[0], tokenizer, model.vocab, settings)
+    assert " ".join(names(ids)).count("with mask and depth and <unk> .") == 1  # the smoke tokenizer lacks one word
+    without = replace(settings, use_seg=False)
+    _, labels = encode_sample(samples[0], tokenizer, model.vocab, without)
+    assert names([i for i in labels if i != -100]) == [*spans[0], *spans[1], "left", "<|im_end|>"]
+
+
+def test_losses_are_those_of_the_equations(made):
+    "The terms of normals are the equations' own functions on full logits, with the vocabulary of normals."
+    settings, model, tokenizer, samples = made
+    batch = Collator(tokenizer, model.vocab, settings, sam_pixels=model.mask_head.preprocess)(samples)
+    batch.pop("keys")
+    assert batch["dense"]["normals"].shape == (2, 3, 128, 128) and batch["depth"].shape == (2, 1, 128, 128)
+    terms = model(**batch)
+    with torch.no_grad():
+        logits = model.inner.lm_head(model.hidden_states(batch["input_ids"], batch["pixel_values"]))
+    labels, span, codebook = batch["labels"], model.vocab.dense["normals"], model.others["normals"]
+    latents, valid = soft_merge(logits, labels, span, codebook.codebook)
+    target = codebook.resize(batch["dense"]["normals"])
+    wanted = dict(
+        normals_marker=marker_loss(logits, labels, span),
+        normals_token=token_loss(logits, labels, span),
+        normals_recon=depth_reconstruction_loss(latents, valid, codebook.decode_latents, target),
+    )
+    assert valid.tolist() == [True, True]
+    for name, value in wanted.items():
+        assert abs(terms[name].item() - value.item()) < 1e-5, name
+    s, part = settings, {k: v.item() for k, v in terms.items()}
+    total = (
+        part["llm"] + s.mask_ce * part["mask_ce"] + s.mask_dice * part["mask_dice"] + s.seg_point * part["seg_point"]
+    )
+    for own in ("", "normals_"):
+        depth = sum(getattr(s, f"lambda_{x}") * part[f"{own}{x}"] for x in ("marker", "token", "count"))
+        total += s.lambda_depth * depth + s.lambda_recon * part[f"{own}recon"]
+    assert abs(part["loss"] - total) < 1e-4
+    terms["normals_recon"].backward()
+    rows = model.inner.lm_head.weight.grad.norm(dim=1)
+    assert rows[list(span.code_ids)].min() > 0 and rows[list(model.vocab.code_ids)].max() == 0
+    model.zero_grad()
+
+
+def test_any_subset_on_request(made, tmp_path):
+    "Saved, loaded, asked: exactly the parts that are named come, in the order of Eq. 1."
+    settings, model, tokenizer, samples = made
+    save_model(model, tokenizer, tmp_path)
+    loaded = Perceptio.from_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.glob("codebook*")) == ["codebook", "codebook_normals"]
+    image = fixture()[0].image
+    for perceive in ("seg", "depth", "both", "normals", "normals+seg", "depth+normals", "seg+depth+normals"):
+        parts = {"both": {"seg", "depth"}}.get(perceive, set(perceive.split("+")))
+        out = loaded(image, "where is a cube ?", perceive=perceive, max_new_tokens=2)
+        assert (out.mask is not None, out.depth is not None, "normals" in out.dense) == tuple(
+            p in parts for p in ("seg", "depth", "normals")
+        )
+        assert out.parsed.well_formed and len(out.token_ids) <= ("seg" in parts) + 66 * len(parts - {"seg"}) + 2
+    n = 2 * out.dense["normals"] - 1
+    assert n.shape == (3, 128, 128) and np.abs(np.linalg.norm(n, axis=0) - 1).max() < 1e-4
+    assert len(out.figure().axes) == 4  # image, mask, depth, normals
+    written = loaded.generate([samples[0]], "depth+normals", codes=[samples[0].known_codes()], max_new_tokens=2)[0]
+    assert written.parsed.others["normals"] == samples[0].known_codes()["normals"].tolist()
+    with pytest.raises(ValueError, match="there is no 'flow'"):
+        loaded(image, "where is a cube ?", perceive="seg+flow")
+    chat = loaded.chat(image)
+    assert "normals" in chat("where is a cube ?", perceive="normals", max_new_tokens=2).dense
+
+
+def test_a_codebook_that_is_missing_or_another_is_refused(made):
+    settings, model, _, _ = made
+    with pytest.raises(ValueError, match="no codebook of normals was given; there are none"):
+        build_model(settings, model.codebook)
+    with pytest.raises(ValueError, match="is one of depth"):
+        build_model(settings, model.codebook, dict(normals=model.codebook))
