@@ -26,7 +26,7 @@ FLOORS = {  # folder of nbs/ -> what its page says, in the order of the site
 }
 DIRECTIVE = re.compile(r"^#\|\s*(?P<name>[\w-]+):?[ \t]*(?P<value>.*)$", re.M)
 LONG = 10  # lines of code that stay open on the page of a notebook to run
-NAMED = re.compile(r"(?<![\[`])`(?P<path>(?:nbs/)?[\w/-]+\.ipynb)`(?!\])")
+NAMED = re.compile(r"(?<![\[`])`(?P<path>(?:nbs/)?[\w/-]+\.ipynb|\w+/\d\d_\w+)`(?!\])")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -92,10 +92,10 @@ def shown_code(cell, fold=False):
 
 
 def linked(text, folder):
-    "Markdown in which a notebook named in code style, as `nbs/train.ipynb` or `train.ipynb`, is a link to its page."
+    "Markdown in which a notebook named in code style, as `nbs/train.ipynb` or `train.ipynb`, is a link to its page; a lesson may lack the ending."
 
     def link(match):
-        path = NBS / match["path"].removeprefix("nbs/")
+        path = (NBS / match["path"].removeprefix("nbs/")).with_suffix(".ipynb")
         return f"[`{match['path']}`]({os.path.relpath(path, NBS / folder)})" if path.is_file() else match[0]
 
     return NAMED.sub(link, text)

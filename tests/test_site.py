@@ -61,6 +61,7 @@ def test_long_code_and_long_plain_output_are_folded_where_results_are_read():
 
 def test_named_notebooks_become_links():
     assert linked("see `nbs/train.ipynb`", "method") == "see [`nbs/train.ipynb`](../train.ipynb)"
+    assert linked("in `method/05_losses`", ".") == "in [`method/05_losses`](method/05_losses.ipynb)"
     assert linked("see `train.ipynb`, `no/such.ipynb`", ".") == "see [`train.ipynb`](train.ipynb), `no/such.ipynb`"
     assert (
         linked("[`train.ipynb`](x) `papermill nbs/train.ipynb`", ".")
