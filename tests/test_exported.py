@@ -12,7 +12,7 @@ from conftest import ROOT
 from PIL import Image
 from safetensors import safe_open
 
-from perceptio.convert.published import SMALL, random_checkpoint
+from perceptio.convert.published import SMALL_SHAPES, random_checkpoint
 from perceptio.convert.tokenizers import convert_checkpoint
 from perceptio.core.settings import Settings
 from perceptio.method.backbone import image_tiles, image_tokens
@@ -88,7 +88,7 @@ def published_export(home):
     parts = dict(sam_config="tiny", sam_checkpoint="", sam_image_size=128, mask_dim=128, mask_points=0)
     depth = dict(n_depth_tokens=25, depth_size=80, code_dim=64, codebook_preset="compact")
     lora = dict(base=str(home / "converted"), lora_rank=4, lora_alpha=8, precision="bf16", max_tiles=2)
-    settings = Settings.load("4B", **SMALL | parts | depth | lora)
+    settings = Settings.load("4B", **SMALL_SHAPES | parts | depth | lora)
     model, tokenizer = build_model(settings, DepthCodebook.from_settings(settings))
     export_backbone(save_model(model, tokenizer, home / "lora"), home / "trained")
     return settings, tokenizer, model.vocab
@@ -99,7 +99,7 @@ def exported(tmp_path_factory):
     "What a stranger's program makes of three folders, and what our own prompt is."
     home = tmp_path_factory.mktemp("exported")
     ours = dict(smoke=smoke_export(home), trained=published_export(home))
-    ours["converted"] = (Settings.load("4B", **SMALL), *ours["trained"][1:])
+    ours["converted"] = (Settings.load("4B", **SMALL_SHAPES), *ours["trained"][1:])
     photo = np.random.default_rng(0).integers(0, 256, (56, 112, 3), dtype=np.uint8)
     Image.fromarray(photo).save(home / "photo.png")
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}

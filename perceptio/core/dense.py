@@ -62,7 +62,8 @@ class DenseToken:
     def __post_init__(self):
         if isqrt(self.n_tokens) ** 2 != self.n_tokens:
             raise ValueError(
-                f"[dense.{self.name}] n_tokens = {self.n_tokens} is no square: the codes form a square grid, so use 25, 64, ..."
+                f"[dense.{self.name}] n_tokens = {self.n_tokens} is no square: the codes form a square grid, so use "
+                "25, 64, ..."
             )
         if self.size % isqrt(self.n_tokens):
             raise ValueError(
@@ -122,7 +123,8 @@ def dense_token(
     maps, given = dense_maps(name, file), file[name]
     if wrong := sorted(set(given) - set(DENSE_KEYS)) or sorted({"letter", "maps"} - set(given)):
         raise ValueError(
-            f"[dense.{name}] and {wrong[0]!r} do not fit: it has letter and maps, and may have n_tokens, n_codes, weight"
+            f"[dense.{name}] and {wrong[0]!r} do not fit: it has letter and maps, and may have n_tokens, n_codes, "
+            "weight"
         )
     values = dict(n_tokens=settings.n_depth_tokens, n_codes=settings.n_codes)
     values |= {key: DENSE_KEYS[key](text) for key, text in given.items()}

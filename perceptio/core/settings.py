@@ -289,7 +289,8 @@ def check_dense(
         raise ValueError(f"dense = {s.dense!r}: name depth first, and every token once, as in 'depth normals'")
     if s.data == "paper":
         raise ValueError(
-            f"dense = {s.dense!r} with data = paper: the prepared rows hold maps and tokens of depth only; set dense = depth"
+            f"dense = {s.dense!r} with data = paper: the prepared rows hold maps and tokens of depth only; set dense "
+            "= depth"
         )
 
 # %% ../../nbs/core/03_settings.ipynb #53172859

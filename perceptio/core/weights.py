@@ -198,7 +198,8 @@ def check_torch(
         )
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise ValueError(
-            f"{path} is cut off at {path.stat().st_size:,} bytes, its table of contents is missing: {remedy or DOWNLOAD_AGAIN}"
+            f"{path} is cut off at {path.stat().st_size:,} bytes, its table of contents is missing: "
+            f"{remedy or DOWNLOAD_AGAIN}"
         )
 
 # %% ../../nbs/core/09_weights.ipynb #a91fb4ae

@@ -24,7 +24,7 @@ from PIL import Image
 from ..core.foreign import BadSample
 from ..core.json_stream import json_entries
 from .llava import conversation_turns
-from .rows import EXTENSIONS, Report, counted, find_image
+from .rows import EXTENSIONS, Report, count_used, find_image
 from ..method.samples import Sample
 from ..world.marked_points import AURORA_QUESTION, LETTERS, draw_markers
 from ..world.scenes import Scene
@@ -158,7 +158,7 @@ def photographs(folder: Path) -> list[str]:  # paths below the folder, sorted
 def _photographs(names):
     pictures = [name for name in names if Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".")]
     stems = {Path(name).stem for name in pictures}
-    is_map = lambda name: (m := MAP.fullmatch(name)) and (m[1] in stems or name.startswith("ADE_"))  # noqa: E731
+    is_map = lambda name: (m := MAP.fullmatch(name)) and (m[1] in stems or name.startswith("ADE_"))
     return [name for name in pictures if not is_map(name)]
 
 # %% ../../nbs/data/07_ade20k.ipynb #4072561e
@@ -263,9 +263,9 @@ def ade_rows(
     report.expected = generate + direct + think
     order = [names[k] for k in np.random.default_rng(seed).permutation(len(names))]
     index = {name: k for k, name in enumerate(names)}
-    depth_of = lambda name: disparity(index[name])  # noqa: E731
-    yield from counted(_generated(Path(root), order, generate, depth_of, report), report)
-    yield from counted(
+    depth_of = lambda name: disparity(index[name])
+    yield from count_used(_generated(Path(root), order, generate, depth_of, report), report)
+    yield from count_used(
         _marked(Path(root), order, dict(direct=direct, think=think), depth_of, report, seed, before_direct), report
     )
 

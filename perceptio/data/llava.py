@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from ..core.foreign import BadSample
 from ..core.json_stream import json_entries
-from .rows import Report, inside, is_text, on_disk, only, spellings
+from .rows import Report, is_text, only_one, path_inside, path_on_disk, spellings
 from ..method.chat import reserved_words
 
 # %% ../../nbs/data/05_llava.ipynb #143f805a
@@ -96,7 +96,7 @@ class ImageFolders:
         "What a folder below the root holds; nothing where there is none."
         if folder not in self._listed:
             try:
-                with os.scandir(on_disk(self.root, PurePosixPath(folder)) or self.root / folder) as found:
+                with os.scandir(path_on_disk(self.root, PurePosixPath(folder)) or self.root / folder) as found:
                     there = sorted(e.name for e in found)
             except OSError:  # also of a folder that may not be read, or whose name is too long
                 there = []
@@ -111,17 +111,17 @@ class ImageFolders:
         renamed: bool = False,  # see rows.spellings
     ) -> str | None:  # the name it has on disk
         "The file of that name; raises BadSample where several could be meant."
-        first, *others = spellings(inside(name), renamed)
+        first, *others = spellings(path_inside(name), renamed)
         there = self.names(first.parent.as_posix())
         look_up = lambda paths: [
             there[n]
             for p in paths
             for n in [p.name if p.name in there else unicodedata.normalize("NFC", p.name)]
             if n in there
-        ]  # noqa: E731
-        if (found := only(look_up([first]) or list(dict.fromkeys(look_up(others))))) is None:
+        ]
+        if (found := only_one(look_up([first]) or list(dict.fromkeys(look_up(others))))) is None:
             return None
-        folder = on_disk(self.root, first.parent) or self.root / first.parent
+        folder = path_on_disk(self.root, first.parent) or self.root / first.parent
         return (folder / found).relative_to(self.root).as_posix()
 
 # %% ../../nbs/data/05_llava.ipynb #01db2aae

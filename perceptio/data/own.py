@@ -26,10 +26,10 @@ from perceptio.data.rows import (
     decode_mask,
     encode_mask,
     find_image,
-    inside,
     is_text,
     mend_mask,
-    on_disk,
+    path_inside,
+    path_on_disk,
     read_image,
 )
 from ..method.chat import reserved_words
@@ -106,7 +106,7 @@ def own_mask(
 ):  # run lengths or polygons that decode to an object
     "The mask of a line, checked, as a row holds it."
     if isinstance(mask, str):
-        return encode_mask(read_mask(on_disk(folder, inside(mask)) or folder / mask, size, value))
+        return encode_mask(read_mask(path_on_disk(folder, path_inside(mask)) or folder / mask, size, value))
     if isinstance(mask, dict):
         return _decodes(mask, size, MASK_FORM, note)
     if not isinstance(mask, list):
@@ -207,7 +207,7 @@ def _masks_for(answer, entry):  # as the line gives them: one for each [SEG]; wi
 
 
 def _mask_beside(folder, image, mask, size, value, note):
-    if isinstance(mask, str) and on_disk(folder, inside(mask)) == folder / image:
+    if isinstance(mask, str) and path_on_disk(folder, path_inside(mask)) == folder / image:
         raise BadSample("mask and image are one file: paint the mask into a file of its own")
     return own_mask(folder, mask, size, value, note)
 

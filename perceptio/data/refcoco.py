@@ -22,7 +22,7 @@ import numpy as np
 
 from ..core.foreign import BadSample, check_pickle
 from ..core.json_stream import json_items
-from .rows import Report, counted, decode_mask, find_image, is_text, mend_mask, read_image
+from .rows import Report, count_used, decode_mask, find_image, is_text, mend_mask, read_image
 from ..method.chat import reserved_words
 
 # %% ../../nbs/data/04_refcoco.ipynb #32b082e2
@@ -346,8 +346,8 @@ def refcoco_rows(
     "Rows of one split; what is left out is counted in the report."
     data = open_split(root, name, split, by)
     report.found += len(data.refs)
-    skip = lambda key, reason, lost: (report.skip if reason.startswith("image: ") else report.note)(key, reason)  # noqa: E731
-    return counted(ref_rows(data, skip, report.note, decode), report)
+    skip = lambda key, reason, lost: (report.skip if reason.startswith("image: ") else report.note)(key, reason)
+    return count_used(ref_rows(data, skip, report.note, decode), report)
 
 # %% ../../nbs/data/04_refcoco.ipynb #fa6e84c5
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from ..convert.published import SMALL, random_checkpoint
+from ..convert.published import SMALL_SHAPES, random_checkpoint
 from ..convert.tokenizers import convert_checkpoint
 from ..core.files import end_with_parent
 from ..core.notebook import data_dir, home_dir, in_test, run_dir
@@ -73,7 +73,7 @@ TWO_STEPS = dict(
     mix_grounded=0.0,
     use_own=False,
 )
-SMALL_PARTS = SMALL | dict(  # the published formats, at shapes that take seconds
+SMALL_PARTS = SMALL_SHAPES | dict(  # the published formats, at shapes that take seconds
     base="check/small", vocab_size=300, lora_rank=4, lora_alpha=8, n_depth_tokens=9, depth_size=96, code_dim=16, sam_config="tiny", sam_image_size=128, mask_dim=64, mask_size=64, mask_points=0,
 )  # fmt: skip
 NAME = "check"  # of the run, below home
