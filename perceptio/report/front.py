@@ -47,19 +47,13 @@ def page_block(
 README_RUNS = ("tiny", "tiny-n25", "tiny-n100")  # published; the first is the one that README is about
 
 
-README_ROWS = {  # name in README -> measure of suite.summary, measure of its ceiling, what the ceiling knows
-    "mask of the object asked for, cIoU": ("res/val cIoU, attribute+location", "", ""),
-    "the same, unseen pairs of colour and shape": ("res/testB cIoU, attribute+location", "", ""),
-    "closed questions, accuracy": ("vqa, mean of the kinds", "", ""),
-    "nearest of 3 to 5 marked points": (
-        "marked points, answer", "marked points, the object that reaches lowest (exact masks)", "exact masks"
-    ),
-    "the same, read off its depth map": (
-        "marked points, read off the generated depth", "marked points, read off the true depth tokens", "true tokens"
-    ),
-    "depth map, squared error (low is good)": (
-        "generated depth, MSE", "true depth tokens, MSE (floor)", "true tokens"
-    ),
+README_ROWS = {  # name in README -> measure of suite.summary, measure of its ceiling
+    "mask of the named object, cIoU": ("res/val cIoU, attribute+location", ""),
+    "… unseen pairs of colour, shape": ("res/testB cIoU, attribute+location", ""),
+    "closed questions, accuracy": ("vqa, mean of the kinds", ""),
+    "nearest of 3 to 5 marked points": ("marked points, answer", "marked points, the object that reaches lowest (exact masks)"),
+    "… read off its own depth map": ("marked points, read off the generated depth", "marked points, read off the true depth tokens"),
+    "depth map, error (low is good)": ("generated depth, MSE", "true depth tokens, MSE (floor)"),
 }  # fmt: skip
 
 # %% ../../nbs/report/09_front.ipynb #c8399f74
@@ -92,12 +86,12 @@ def front_table(
 ) -> str:  # Markdown
     "The rows of README: the model, the best rule, and the ceiling told apart."
     rows, lines = _measured(run, own), []
-    for name, (measure, ceiling, knows) in README_ROWS.items():
+    for name, (measure, ceiling) in README_ROWS.items():
         if measure in rows:
             row, top = rows[measure], rows.get(ceiling, {})
             model = " ".join([f"**{_shown(measure, row['ours'])}**", _interval(row)]).strip()
             rule = _shown(measure, row["best rule"], markdown_text(row["rule"], cell=True))
-            lines.append((name, model, rule, _shown(measure, top.get("ours"), knows)))
+            lines.append((name, model, rule, _shown(measure, top.get("ours"))))
     return _pipes(["built-in scenes", "model", "best rule", "ceiling"], lines) if lines else "not run"
 
 # %% ../../nbs/report/09_front.ipynb #998486f1
@@ -108,7 +102,7 @@ RESULT_GROUPS = {  # heading -> how the measures in it begin
 }  # fmt: skip
 
 
-CEILINGS = {ceiling for _, ceiling, _ in README_ROWS.values()}  # not the model's: not bold
+CEILINGS = {ceiling for _, ceiling in README_ROWS.values()}  # not the model's: not bold
 
 
 def short_name(measure: str) -> str:
@@ -129,25 +123,25 @@ def results_tables(
     for heading, starts in RESULT_GROUPS.items():
         inside = [row for measure, row in rows.items() if measure.startswith(starts)]
         if inside:
-            lines += [f"### {heading}", "", _group_table(run, inside, others), ""]
+            rules = sorted({row["rule"] for row in inside} - {""})
+            named = [f"Best rule: {rules[0]}.", ""] if len(rules) == 1 else []
+            lines += [f"### {heading}", "", *named, _group_table(run, inside, others, len(rules) > 1), ""]
     origin = [line for name in (run, *beside) for line in run_origin(name, recorded(name, own))]
     return "\n".join([*lines, "### Where the numbers come from", "", *(f"- {line}" for line in origin)])
 
 
-def _group_table(run, inside, others):
+def _group_table(run, inside, others, tell):
     "One kind of question: the run, its interval and count, the best rule, and other runs."
-    rules = sorted({row["rule"] for row in inside} - {""})
-    head = f"best rule: {rules[0]}" if len(rules) == 1 else "best rule"
     lines = []
     for row in inside:
-        measure, rule = row["measured"], row["rule"] if len(rules) > 1 else ""
+        measure, rule = row["measured"], row["rule"] if tell else ""
         more = [_shown(measure, found[measure]["ours"]) if measure in found else "not run" for found in others.values()]
         model = _shown(measure, row["ours"])
         model = model if measure in CEILINGS else f"**{model}**"
         count, best = str(row["n"]), _shown(measure, row["best rule"], rule)
         lines.append((short_name(measure), model, _interval(row), count, best, *more))
     names = (markdown_text(name, cell=True) for name in (run, *others))
-    return _pipes(["", next(names), "95 %", "n", head, *names], lines)
+    return _pipes(["", next(names), "95 %", "n", "best rule", *names], lines)
 
 # %% ../../nbs/report/09_front.ipynb #d91bda8c
 def opening_picture() -> Canvas:

@@ -52,11 +52,7 @@ class Cell:
 QUOTED, NOT_RUN, NONE = "quoted", Cell("not run"), Cell("none")
 
 # %% ../../nbs/report/08_tables.ipynb #2fe91cd6
-PAGE_WIDTH, LETTER, PADDING = (
-    840,
-    7.8,
-    27,
-)  # pixels on GitHub: of a page, of a letter on average, beside the words of a cell
+PAGE_WIDTH, LETTER, PADDING = 840, 9, 27  # pixels on GitHub: of a page, of a letter, beside the words of a cell
 
 
 def fitting_columns(table) -> list[list[int]]:  # numbers of columns, in order
@@ -64,8 +60,8 @@ def fitting_columns(table) -> list[list[int]]:  # numbers of columns, in order
     width = lambda words: LETTER * max((len(word) for word in words), default=0) + PADDING
     names, groups = width(name for name, _ in table.rows), [[]]
     room = PAGE_WIDTH - names
-    for k, column in enumerate(table.columns):  # a heading may be broken between words, a number may not
-        needs = width([*column.split(), *(cells[k].text() for _, cells in table.rows)])
+    for k, column in enumerate(table.columns):
+        needs = width([column, *(cells[k].text() for _, cells in table.rows)])
         if groups[-1] and needs > room:
             groups, room = [*groups, []], PAGE_WIDTH - names
         groups[-1].append(k)
