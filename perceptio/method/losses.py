@@ -149,7 +149,7 @@ def read_points(
     maps: Tensor,  # (N, H, W)
     points: Tensor,  # (N, P, 2) x, y in [0, 1]; pixel (0, 0) has its centre at (.5 / W, .5 / H)
 ) -> Tensor:  # (N, P)
-    "Bilinear values of maps at points; outside the map lies 0, as in Sa2VA: the outer half pixel fades to half at the edge."
+    "Bilinear values of maps at points; outside the map lies 0, as in Sa2VA."
     grid = (2 * points - 1).to(maps.dtype)[:, :, None]
     return F.grid_sample(maps[:, None], grid, padding_mode="zeros", align_corners=False)[:, 0, :, 0]
 

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['LOGITS_CHUNK', 'SplitEmbedding', 'SplitHead', 'head_rows', 'block_of', 'split_rows', 'merge_rows', 'chunked_costs',
-           'check_linear', 'linear_costs']
+           'check_linear', 'fused_costs', 'linear_costs']
 
 # %% ../../nbs/method/09_new_rows.ipynb #22ec34c0
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +32,8 @@ class SplitEmbedding(nn.Module):
         "Look tokens up, new ones in the rows that train."
         old, slot = F.embedding(ids, self.weight), ids - self.first
         inside = (slot >= 0) & (slot < len(self.new))
-        return torch.where(
-            inside[..., None], F.embedding(slot.clamp(0, len(self.new) - 1), self.new).to(old.dtype), old
-        )
+        new = F.embedding(slot.clamp(0, len(self.new) - 1), self.new).to(old.dtype)
+        return torch.where(inside[..., None], new, old)
 
 # %% ../../nbs/method/09_new_rows.ipynb #8046ae81
 class SplitHead(nn.Module):
@@ -76,7 +74,8 @@ def block_of(
     first, count = min(ids), len(ids)
     if sorted(ids) != list(range(first, first + count)):
         raise ValueError(
-            f"the {count} new tokens have ids between {first} and {max(ids)} with gaps: add the perception tokens in one go, to a tokenizer that has none of them"
+            f"the {count} new tokens have ids between {first} and {max(ids)} with gaps: "
+            "add the perception tokens in one go, to a tokenizer that has none of them"
         )
     return first, count
 
@@ -87,12 +86,11 @@ def split_rows(
 ) -> None:
     "Put the new rows of both embeddings into parameters of their own; tied matrices share them."
     first, count = block_of(ids)
-    layers, tied = (model.get_input_embeddings(), model.get_output_embeddings()), model.config.tie_word_embeddings
-    rows = [nn.Parameter(layer.weight.detach()[first : first + count].float().clone()) for layer in layers]
-    embedding = SplitEmbedding(layers[0].weight.detach(), first, rows[0])
-    head = SplitHead(
-        embedding.weight.detach() if tied else layers[1].weight.detach(), first, rows[0] if tied else rows[1]
-    )
+    tied = model.config.tie_word_embeddings
+    matrices = [layer.weight.detach() for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+    new = [nn.Parameter(matrix[first : first + count].float().clone()) for matrix in matrices]
+    embedding = SplitEmbedding(matrices[0], first, new[0])
+    head = SplitHead(embedding.weight.detach() if tied else matrices[1], first, new[0] if tied else new[1])
     model.set_input_embeddings(embedding)
     model.lm_head = head
 
@@ -137,10 +135,23 @@ def check_linear() -> None:
     "Refuse a torch that has no cross-entropy of its own for an output layer."
     if not hasattr(F, "linear_cross_entropy"):
         raise ValueError(
-            f"linear_cross_entropy = yes needs torch 2.13, and this is {torch.__version__}: update torch, or set linear_cross_entropy = no"
+            f"linear_cross_entropy = yes needs torch 2.13, and this is {torch.__version__}: "
+            "update torch, or set linear_cross_entropy = no"
         )
 
 # %% ../../nbs/method/09_new_rows.ipynb #055f6570
+def fused_costs(
+    hidden: torch.Tensor,  # (N, H)
+    weight: torch.Tensor,  # (V, H) of the same type
+    targets: torch.Tensor,  # (N,)
+    bias: torch.Tensor | None,  # (V,)
+    chunk: int,  # logits at a time
+) -> torch.Tensor:  # (N,) float32
+    "torch's linear_cross_entropy, in chunks, one cost per token."
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=max(1, chunk // len(weight)))
+    return F.linear_cross_entropy(hidden, weight, targets, linear_bias=bias, reduction="none", options=options).float()
+
+# %% ../../nbs/method/09_new_rows.ipynb #71702d8a
 def linear_costs(
     hidden: torch.Tensor,  # (N, H) states at supervised positions
     targets: torch.Tensor,  # (N,) the tokens that follow
@@ -151,22 +162,17 @@ def linear_costs(
     check_linear()
     if not len(hidden):
         return hidden.sum(1).float()
-    device, split = hidden.device.type, isinstance(head, SplitHead)
+    device = hidden.device.type
     kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
     hidden, weight = hidden.to(kind), head.weight.to(kind)
-    fused = partial(
-        F.linear_cross_entropy,
-        reduction="none",
-        options=nn.LinearCrossEntropyOptions(batch_chunk_size=max(1, chunk // head.out_features)),
-    )
-    if not split:
-        return fused(hidden, weight, targets, linear_bias=head.bias).float()
+    if not isinstance(head, SplitHead):
+        return fused_costs(hidden, weight, targets, head.bias, chunk)
     slot, bias = targets - head.first, hidden.new_zeros(len(weight))
     is_new = (slot >= 0) & (slot < len(head.new))
     bias[head.first : head.first + len(head.new)] = -torch.inf
     old = torch.where(is_new, 0, targets)  # id 0 stands in where the target is a new token
-    logit = (hidden.float() * weight[old].float()).sum(1)
-    frozen = fused(hidden, weight, old, linear_bias=bias).float() + logit
+    old_logit = (hidden.float() * weight[old].float()).sum(1)
+    log_sum_old = fused_costs(hidden, weight, old, bias, chunk) + old_logit
     new_logits = F.linear(hidden, head.new.to(kind)).float()
-    own = new_logits.gather(1, slot.clamp(0, len(head.new) - 1)[:, None])[:, 0]
-    return torch.logaddexp(frozen, new_logits.logsumexp(1)) - torch.where(is_new, own, logit)
+    new_logit = new_logits.gather(1, slot.clamp(0, len(head.new) - 1)[:, None])[:, 0]
+    return torch.logaddexp(log_sum_old, new_logits.logsumexp(1)) - torch.where(is_new, new_logit, old_logit)
