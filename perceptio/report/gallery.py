@@ -91,7 +91,7 @@ def _block(page, case, x, y, side, gap):
     ]
     for r, row in enumerate(rows):
         for c, (title, pixels) in enumerate(row):
-            left, top = x + c * (side + gap), y + r * (side + 0.29)
+            left, top = x + c * (side + gap), y + r * (side + 0.26)
             page.text(left + side / 2, top + 0.17, title, 8.5, FAINT, ha="center", va="baseline")
             page.picture(left, top + 0.22, side, pixels)
 
@@ -101,19 +101,19 @@ def scene_figure(
     note: str,  # the small print
 ) -> Figure:
     "Figure 3: all that is true and all that was predicted about each of a few scenes."
-    side, gap, between = 1.2, 0.06, 0.3
+    side, gap, between = 1.3, 0.04, 0.2
     width = 3 * side + 2 * gap
     asked = [height_of(readable(c.question), width, weight="bold") for c in cases]
-    words = max([1.22, *(0.3 + q + height_of(said(c), width) for q, c in zip(asked, cases))])
-    across = 0.3 + max(2, len(cases)) * (width + between) - between
-    page = Page(across, words + 2 * (side + 0.29) + 0.25 + max(0.35, height_of(note, across - 0.3, 7.5)))
+    words = max(0.43 + q + height_of(said(c), width) for q, c in zip(asked, cases))
+    across = 0.3 + len(cases) * (width + between) - between
+    page = Page(across, words + 2 * (side + 0.26) + 0.15 + height_of(note, across - 0.3, 7.5))
     for k, case in enumerate(cases):
         x = 0.15 + k * (width + between)
         page.text(x, 0.12, size=9.5, **verdict(case))
         taken = page.paragraph(x, 0.36, width, readable(case.question), 9, weight="bold")
         page.paragraph(x, 0.41 + taken, width, said(case), 9)
         _block(page, case, x, words, side, gap)
-    page.paragraph(0.15, words + 2 * (side + 0.29) + 0.17, across - 0.3, note, 7.5, color=FAINT)
+    page.paragraph(0.15, words + 2 * (side + 0.26) + 0.08, across - 0.3, note, 7.5, color=FAINT)
     return page.figure
 
 # %% ../../nbs/report/07_gallery.ipynb #fd17d562
@@ -179,7 +179,7 @@ OURS: list[PictureColumn] = [
     ("mask", lambda c: overlay(c.image, c.mask), "no [SEG]"),
     ("depth", lambda c: depth_picture(c.depth, "gray"), "no depth map"),
 ]
-THEIRS: list[PictureColumn] = [OURS[2], ("depth", lambda c: None, "×")]
+THEIRS: list[PictureColumn] = [OURS[2]]  # it has no depth map that could be shown
 
 
 def beside_figure(
@@ -189,15 +189,15 @@ def beside_figure(
     names: tuple[str, str] = ("Perceptio", "without depth tokens"),
 ) -> Figure:
     "Figure 4: two models on the same expressions."
-    side, gap, top = 1.2, 0.06, 0.5
-    words = [max(0.36, 0.03 + height_of(readable(c.question), 2 * side, 8.5)) for c in cases]
-    foot = top + sum(words) + len(cases) * (side + 0.05) + 0.1
-    page = Page(8, foot + max(0.5, 0.1 + height_of(note, 7.7, 7.5)))
-    xs = [0.15 + c * (side + gap) + 0.1 * (c >= 2) + 0.1 * (c >= 4) for c in range(6)]
+    side, gap, top = 1.42, 0.04, 0.48
+    words = [max(0.22, 0.06 + height_of(readable(c.question), 2 * side, 8.5)) for c in cases]
+    foot = top + sum(words) + len(cases) * (side + 0.05) + 0.05
+    page = Page(8, foot + 0.1 + height_of(note, 7.7, 7.5))
+    xs = [0.15 + c * (side + gap) + 0.1 * (c >= 2) + 0.1 * (c >= 4) for c in range(5)]
     for x, (title, _, _) in zip(xs, [*OURS, *THEIRS]):
         page.text(x + side / 2, 0.42, title, 9, FAINT, ha="center", va="baseline")
     for x, name in zip((xs[2], xs[4]), names):
-        page.text(x + side + gap / 2, 0.22, name, 9.5, weight="bold", ha="center", va="baseline")
+        page.text(x, 0.22, name, 9.5, weight="bold", va="baseline")
     for r, case in enumerate(cases):
         y = top + sum(words[: r + 1]) + r * (side + 0.05)  # of the pictures
         pictures = [(draw(case), missing) for _, draw, missing in OURS]
