@@ -1,5 +1,6 @@
 """A mask, depth and normals in one sequence: a second dense token from its section of settings.ini to a map in the answer."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -132,3 +133,26 @@ def test_a_codebook_that_is_missing_or_another_is_refused(made):
         build_model(settings, model.codebook)
     with pytest.raises(ValueError, match="is one of depth"):
         build_model(settings, model.codebook, dict(normals=model.codebook))
+
+
+def test_a_run_with_normals():
+    "The trainer, the files and the measurements take them from the settings: nothing else is said."
+    from perceptio.core.notebook import run_dir
+    from perceptio.evaluate.suite import measurements
+    from perceptio.train.run import begin_run, train_run
+    from perceptio.world.mixture import world, world_hash
+
+    settings = Settings.load("smoke", dense="depth normals", max_length=384, max_steps=2, n_test=1, batch_size=4)
+    stores = world(settings, progress=False)
+    begin_run(settings, "normals", world_hash(stores))
+    train_run(settings, "normals", curve_points=0)
+    predictor = Perceptio.from_pretrained(run_dir("normals"))
+    found = measurements(predictor, stores, settings, predictor.codebook, scenes=3, quick=True)["normals"]()
+    assert {"mean_angle", "median_angle", "floor", "written", "n"} <= set(found["metrics"])
+    if not found["metrics"]["written"]:  # what was not written counts as the best constant map
+        assert abs(found["metrics"]["mean_angle"] - found["baselines"]["constant"]) < 1e-6
+    saved = (
+        json.loads((run_dir("normals") / "checkpoint" / "settings.json").read_text())["dense"],
+        set(p.name for p in (run_dir("normals") / "checkpoint").glob("codebook_*")),
+    )
+    assert saved == ("depth normals", {"codebook_normals"})

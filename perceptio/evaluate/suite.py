@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from transformers import TrainerCallback
 
+from ..core.dense import further_tokens
 from perceptio.core.display import (
     AMBER,
     BLUE,
@@ -39,7 +40,7 @@ from perceptio.core.display import (
 from ..core.markup import markdown_code, markdown_text, put_text, wrap
 from ..core.record import code_name, read_metrics, read_result, read_run
 from ..core.settings import Settings
-from .depth import evaluate_depth
+from .depth import evaluate_dense, evaluate_depth
 from .marked_points import evaluate_marked_points, marked_items, token_replacement_test
 from .masks import evaluate_res, res_queries
 from .text import evaluate_sentences, evaluate_vqa, vqa_queries
@@ -77,6 +78,8 @@ def measurements(
     plan["vqa"] = lambda: evaluate_vqa(predictor, val, vqa_queries(val, scenes=scenes))
     if codebook is not None:
         plan["depth"] = lambda: evaluate_depth(predictor, val, codebook, ASK["depth"], scenes=scenes)
+        for token in further_tokens(settings):
+            plan[token.name] = partial(_evaluate_further, predictor, val, token.name, scenes)
         if not quick:
             plan["replacement"] = lambda: token_replacement_test(predictor, items(), codebook, np.random.default_rng(0))
     can = {"mask": use_seg, "both": use_seg and codebook is not None, "depth": codebook is not None}
@@ -84,6 +87,12 @@ def measurements(
     if kinds and not quick:
         plan["auto"] = lambda: evaluate_wordings(predictor, val, wordings(val, items(), kinds, min(scenes or 40, 40)))
     return plan
+
+
+def _evaluate_further(predictor, store, name, scenes):
+    "Its codebook is loaded when it is measured."
+    question = ASK["depth"].replace("depth", name)
+    return evaluate_dense(predictor, store, predictor.others[name], question, scenes=scenes)
 
 # %% ../../nbs/evaluate/11_suite.ipynb #040cb8d7
 def timed_parts(

@@ -60,7 +60,7 @@ class Conversation:
         model, is_first = self.perceptio, not self.ids
         n_image = len(self.tiles) * image_tokens(model.settings) if is_first else 0
         ids = prompt_ids(text, perceive, n_image, model.tokenizer, model.settings, is_first)
-        context = model.model.inner.config.text_config.max_position_embeddings
+        context = model.context
         what, room = f"turn {len(self.turns) + 1}, with the turns before it,", model.perception_room(perceive) + new
         check_context(len(self.ids) + len(ids), room, context, what)
         return ids

@@ -73,6 +73,11 @@ class LoadedModel:
         model, tokenizer = load_model(folder, seg=False, depth=False, base=base, sam=sam)
         return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer, folder)
 
+    @property
+    def context(self) -> int:
+        "Tokens that fit: what the base declares, or more if it was trained on longer samples; rotary places have no end."
+        return max(self.model.inner.config.text_config.max_position_embeddings, self.settings.max_length)
+
     @loaded_once
     def mask_head(self) -> MaskHead:
         "SAM2 behind the [SEG] projection."
@@ -238,13 +243,16 @@ class Perceptio(PerceptionReader):
 
     def perception_room(self, perceive: str) -> int:
         "Tokens that perception may take in an answer: [SEG], and of every dense token two markers and n codes."
-        return 0 if perceive == "none" else 1 + sum(span.n_tokens + 2 for span in self.vocab.dense.values())
+        if perceive == "none":
+            return 0
+        asked = self.vocab.dense if perceive == "auto" else ("depth", *request_parts(perceive, self.vocab.dense))
+        return 1 + sum(span.n_tokens + 2 for name, span in self.vocab.dense.items() if name in asked)
 
     def prompt(self, sample: Sample, n_tiles: int, perceive: str, room: int) -> list[int]:
         "Ids of a question with its image, which must fit into the context beside an answer of `room` tokens."
         n_image = n_tiles * image_tokens(self.settings)
         ids = prompt_ids(sample.turns[0].question, perceive, n_image, self.tokenizer, self.settings)
-        context = self.model.inner.config.text_config.max_position_embeddings
+        context = self.context
         check_context(len(ids), room, context, f"question {sample.key!r}")
         return ids
 
