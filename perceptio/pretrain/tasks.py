@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LETTER_WORDS', 'PLACE_WORDS', 'EXTRA', 'GRID', 'vocabulary', 'base_tokenizer', 'place_word', 'box_words', 'words_box',
-           'BaseTurn', 'full_name', 'scene_turns', 'what_is_at', 'grid_words', 'random_markers', 'marker_turns']
+           'BaseTurn', 'full_name', 'what_is_at', 'grid_words', 'scene_turns', 'random_markers', 'marker_turns']
 
 # %% ../../nbs/pretrain/03_tasks.ipynb #52ca6863
 import string
@@ -21,22 +21,21 @@ from ..world.scenes import Scene
 
 # %% ../../nbs/pretrain/03_tasks.ipynb #66e1fe8c
 LETTER_WORDS = tuple(f"({c})" for c in string.ascii_uppercase[:5])  # AURORA's answer format, one token each
-
-
 PLACE_WORDS = 32  # a coordinate is a word "0".."31": the image side in 32 steps
-
-
-EXTRA = "where what which is at point the a an on of and with mask depth describe this scene image please segment find show it leftmost rightmost topmost floor : ; , . ? ! draw map answer in words to how are there object objects".split()
+EXTRA = (
+    "where what which is at point the a an on of and with mask depth describe this scene image please segment "
+    "find show it leftmost rightmost topmost floor : ; , . ? ! draw map answer in words to how are there object "
+    "objects"
+).split()
 
 
 def vocabulary() -> list[str]:
     "Every word the tiny model reads or writes."
     prompts = " ".join((CLOSEST_QUESTION, *PERCEIVE.values())).split()
-    return sorted({*WORLD_WORDS, *EXTRA, *prompts} - set(LETTER_WORDS) - set("ABCDE")) + [
-        str(k) for k in range(PLACE_WORDS)
-    ]
+    words = {*WORLD_WORDS, *EXTRA, *prompts} - set(LETTER_WORDS) - set("ABCDE")
+    return sorted(words) + [str(k) for k in range(PLACE_WORDS)]
 
-# %% ../../nbs/pretrain/03_tasks.ipynb #aaf43176
+
 def base_tokenizer():  # -> PreTrainedTokenizerFast
     "The tiny tokenizer: the words above, letters `(A)`..`(E)` kept whole."
     from tokenizers import AddedToken
@@ -53,7 +52,7 @@ def place_word(
     "A pixel coordinate as one of the 32 place words."
     return str(min(max(int(value * PLACE_WORDS / size), 0), PLACE_WORDS - 1))
 
-# %% ../../nbs/pretrain/03_tasks.ipynb #3a856788
+
 def box_words(
     box: Sequence[float],  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
     size: int,
@@ -62,7 +61,7 @@ def box_words(
     x0, y0, x1, y1 = box
     return " ".join(place_word(v, size) for v in (x0, y0, x1 - 1, y1 - 1))
 
-# %% ../../nbs/pretrain/03_tasks.ipynb #79b20c41
+
 def words_box(
     text: str,  # four place words
     size: int,
@@ -92,36 +91,7 @@ def full_name(
     "All that can be said of an object: size, pattern unless plain, material, colour, shape."
     return " ".join(obj[k] for k in ("size", "pattern", "material", "color", "shape") if obj[k] != "plain")
 
-# %% ../../nbs/pretrain/03_tasks.ipynb #5a3a87df
-def scene_turns(
-    scene: Scene,
-    rng: np.random.Generator,
-) -> list[BaseTurn]:
-    "Questions about a scene that the base may see: nothing about depth."
-    size = scene.image.shape[1]
-    by_id = {o["id"]: o for o in scene.objects}
-    found = expressions(scene, rng, kinds=("attribute", "location", "relation"), per_object=3, depth_words=False)
-    turns = [
-        BaseTurn("where", f"where is {e.text} ?", box_words(by_id[e.object_id]["box"], size), (e.object_id,))
-        for e in found
-    ]
-    turns += [
-        BaseTurn("vqa", q.text, q.answer, q.about)
-        for q in vqa(scene, rng, depth_words=False) + vqa(scene, rng, depth_words=False)
-    ]
-    turns += [what_is_at(scene, o, rng) for o in scene.objects]
-    turns += [
-        BaseTurn("grid", f"what is the {key} map of the image ?", " ".join(grid_words(scene, key)))
-        for key in ("color", "shape")
-    ]
-    turns.append(BaseTurn("caption", "describe this image .", caption(scene, rng)))
-    return [
-        t
-        for t in turns
-        if not DEPTH_WORDS & {*t.question.split(), *t.answer.split()} and "front of" not in t.question + t.answer
-    ]
 
-# %% ../../nbs/pretrain/03_tasks.ipynb #8707a52a
 def what_is_at(
     scene: Scene,
     obj: dict,
@@ -130,9 +100,8 @@ def what_is_at(
     "Ask for the object at one of its visible pixels."
     ys, xs = np.nonzero(scene.ids == obj["id"])
     k, size = rng.integers(len(ys)), scene.image.shape[1]
-    return BaseTurn(
-        "at", f"what is at {place_word(xs[k], size)} {place_word(ys[k], size)} ?", full_name(obj), (obj["id"],)
-    )
+    place = f"{place_word(xs[k], size)} {place_word(ys[k], size)}"
+    return BaseTurn("at", f"what is at {place} ?", full_name(obj), (obj["id"],))
 
 # %% ../../nbs/pretrain/03_tasks.ipynb #4621985a
 GRID = 5  # rows and columns of the dense reading
@@ -146,6 +115,26 @@ def grid_words(
     size, by_id = scene.image.shape[1], {o["id"]: o for o in scene.objects}
     middle = [int((k + 0.5) * size / GRID) for k in range(GRID)]
     return [by_id[i][key] if i else "floor" for i in scene.ids[np.ix_(middle, middle)].ravel().tolist()]
+
+# %% ../../nbs/pretrain/03_tasks.ipynb #5a3a87df
+def scene_turns(
+    scene: Scene,
+    rng: np.random.Generator,
+) -> list[BaseTurn]:
+    "Questions about a scene that the base may see: nothing about depth."
+    size = scene.image.shape[1]
+    by_id = {o["id"]: o for o in scene.objects}
+    found = expressions(scene, rng, kinds=("attribute", "location", "relation"), per_object=3, depth_words=False)
+    box = lambda e: box_words(by_id[e.object_id]["box"], size)
+    turns = [BaseTurn("where", f"where is {e.text} ?", box(e), (e.object_id,)) for e in found]
+    asked = vqa(scene, rng, depth_words=False) + vqa(scene, rng, depth_words=False)
+    turns += [BaseTurn("vqa", q.text, q.answer, q.about) for q in asked]
+    turns += [what_is_at(scene, o, rng) for o in scene.objects]
+    for key in ("color", "shape"):
+        turns.append(BaseTurn("grid", f"what is the {key} map of the image ?", " ".join(grid_words(scene, key))))
+    turns.append(BaseTurn("caption", "describe this image .", caption(scene, rng)))
+    is_deep = lambda text: DEPTH_WORDS & set(text.split()) or "front of" in text
+    return [t for t in turns if not is_deep(f"{t.question} {t.answer}")]
 
 # %% ../../nbs/pretrain/03_tasks.ipynb #531df05c
 def random_markers(
@@ -182,21 +171,15 @@ def marker_turns(
     size, by_id, turns = scene.image.shape[1], {o["id"]: o for o in scene.objects}, []
     below = [int(scene.ids[y, x]) for x, y in points]
     for (x, y), letter, i in zip(points, letters, below, strict=True):
-        turns.append(
-            BaseTurn(
-                "point", f"where is point ({letter}) ?", f"{place_word(x, size)} {place_word(y, size)}", (), letter
-            )
-        )
-        turns.append(
-            BaseTurn("under", f"what is at point ({letter}) ?", full_name(by_id[i]) if i else "floor", (), letter)
-        )
+        place, under = f"{place_word(x, size)} {place_word(y, size)}", full_name(by_id[i]) if i else "floor"
+        turns.append(BaseTurn("point", f"where is point ({letter}) ?", place, (), letter))
+        turns.append(BaseTurn("under", f"what is at point ({letter}) ?", under, (), letter))
         where = distinguish(scene, i, rng) if i and below.count(i) == 1 else None
         if where:
             turns.append(BaseTurn("on", f"which point is on the {noun_phrase(where)} ?", f"({letter})", (i,), letter))
     for word, axis, sign in (("leftmost", 0, 1), ("rightmost", 0, -1), ("topmost", 1, 1)):
         order = sorted(range(len(points)), key=lambda k: sign * points[k][axis])
         if len(points) > 1 and abs(points[order[0]][axis] - points[order[1]][axis]) >= 0.04 * size:
-            turns.append(
-                BaseTurn("which", f"which point is the {word} ?", f"({letters[order[0]]})", (), letters[order[0]])
-            )
+            letter = letters[order[0]]
+            turns.append(BaseTurn("which", f"which point is the {word} ?", f"({letter})", (), letter))
     return turns
