@@ -117,10 +117,8 @@ class MaskPretrainer:
         "The raw loss terms of one batch."
         pyramid = self.sam.image_encoder(b["pixels"])["backbone_fpn"]
         features = pyramid_features(self.sam, pyramid)
-        prompts = (
-            prompt_tokens(self.sam, points=b["points"][points]),
-            prompt_tokens(self.sam, boxes=b["boxes"][~points]),
-        )
+        by_point = prompt_tokens(self.sam, points=b["points"][points])
+        prompts = by_point, prompt_tokens(self.sam, boxes=b["boxes"][~points])
         owners = b["owner"][points], b["owner"][~points]
         logits = torch.cat([decode_masks(self.sam, p, features, o) for p, o in zip(prompts, owners, strict=True)])
         masks = torch.cat([b["masks"][points], b["masks"][~points]])
@@ -184,12 +182,8 @@ class MaskPretrainer:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         for part, module in (("sam.", self.sam), ("heads.", self.heads)):
-            load_tensors(
-                module,
-                pick(part),
-                f"{Path(path).name} is no state of these settings",
-                "delete it, and the training begins anew",
-            )
+            words = f"{Path(path).name} is no state of these settings", "delete it, and the training begins anew"
+            load_tensors(module, pick(part), *words)
         state = {}
         for key, value in pick("adam.").items():
             index, name = key.split(".")

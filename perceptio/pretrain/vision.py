@@ -70,7 +70,9 @@ def marker_cells(
     points: list[tuple[int, int]],  # pixels
     letters: list[str],
     side: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # per cell: letter (5 = none), object under it (-1 = none), point or -100
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # per cell: letter (5 = none), object under it (-1 = none), point or -100
     "Which cell holds the middle of which label, and what its point is on."
     size, cells, none = ids.shape[0], side * side, len(LETTER_WORDS)
     letter, under, point = np.full(cells, none), np.full(cells, -1), np.full((cells, 2), -100)

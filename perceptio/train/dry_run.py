@@ -46,7 +46,7 @@ def text_config(folder: Path) -> dict:  # at least vocab_size
     check_keys(found["text_config"], dict(vocab_size=int), f"{path}, text_config", CUT_DOWNLOAD)
     return found["text_config"]
 
-# %% ../../nbs/train/01_dry_run.ipynb #c4afc943
+
 def base_rows(settings: Settings) -> int:
     "Rows of the embedding before the perception tokens."
     if settings.vocab_size:
@@ -60,11 +60,10 @@ def meta_model(
     settings: Settings,
 ) -> PerceptioModel:  # on the meta device
     "The model of these settings as names and shapes."
-    first = base_rows(settings)
-    vocab = PerceptionVocab(
-        first, first + 1, first + 2, tuple(range(first + 3, first + 3 + settings.n_codes)), settings.n_depth_tokens
-    )
-    backbone = build_backbone(settings, device="meta", vocab_size=first).to(base_dtype(settings))
+    rows = base_rows(settings)
+    codes = tuple(range(rows + 3, rows + 3 + settings.n_codes))
+    vocab = PerceptionVocab(rows, rows + 1, rows + 2, codes, settings.n_depth_tokens)
+    backbone = build_backbone(settings, device="meta", vocab_size=rows).to(base_dtype(settings))
     with torch.device("meta"):
         backbone = set_trainable(backbone, settings, vocab)
         codebook = DepthCodebook.from_settings(settings) if settings.use_depth else None
@@ -73,9 +72,17 @@ def meta_model(
 
 # %% ../../nbs/train/01_dry_run.ipynb #9ca0b762
 MODEL_PARTS = {  # part -> what its parameter names contain; the first that fits counts
-    "LoRA": "lora_", "new rows": ".new", "image encoder": "vision_tower", "projector": "multi_modal_projector", "SAM2 image encoder": "mask_head.sam.image_encoder",
-    "SAM2 mask decoder": "sam_mask_decoder", "SAM2, other": "mask_head.sam", "[SEG] projection": "mask_head", "codebook": "codebook", "language model": "",
-}  # fmt: skip
+    "LoRA": "lora_",
+    "new rows": ".new",
+    "image encoder": "vision_tower",
+    "projector": "multi_modal_projector",
+    "SAM2 image encoder": "mask_head.sam.image_encoder",
+    "SAM2 mask decoder": "sam_mask_decoder",
+    "SAM2, other": "mask_head.sam",
+    "[SEG] projection": "mask_head",
+    "codebook": "codebook",
+    "language model": "",
+}
 
 
 def parameter_table(
@@ -101,13 +108,10 @@ def block_bytes(
     norms = 2 * 4 * s.text_hidden  # two, computed in float32
     attention = 2 * (4 * s.text_hidden)  # queries and result, keys and values repeated for every query head
     mlp = 2 * 3 * s.text_mlp  # gate, its activation, up
-    inputs = (
-        6 * s.text_hidden + s.text_mlp
-    )  # of the seven adapters; after dropout each has its own, with a mask of one byte
+    inputs = 6 * s.text_hidden + s.text_mlp  # of the seven adapters; after dropout each has its own, with a byte's mask
     adapters = lora * ((3 if s.lora_dropout else 2) * inputs + 2 * 7 * s.lora_rank)
-    return tokens * (norms + attention + mlp + adapters) + lora * 2 * s.lora_rank * (
-        9 * s.text_hidden + 2 * kv + 3 * s.text_mlp
-    )
+    weights = lora * 2 * s.lora_rank * (9 * s.text_hidden + 2 * kv + 3 * s.text_mlp)  # the adapters' own, in bfloat16
+    return tokens * (norms + attention + mlp + adapters) + weights
 
 # %% ../../nbs/train/01_dry_run.ipynb #1fc1c849
 def memory_table(
@@ -116,24 +120,22 @@ def memory_table(
 ) -> pd.Series:  # GiB by item
     "Memory of one device. Shards (fsdp2, zero2) are counted for the recipe's number of devices."
     s, tokens = settings, settings.batch_size * settings.max_length
-    shards = {"ddp": (1, 1), "zero2": (1, s.world_size), "fsdp2": (s.world_size, s.world_size)}[
-        s.parallel
-    ]  # of weights; of gradients and moments
+    sharded = {"ddp": (1, 1), "zero2": (1, s.world_size), "fsdp2": (s.world_size, s.world_size)}
+    of_weights, of_state = sharded[s.parallel]
     trained, patches = parts["trained"].sum(), (s.image_size // s.patch_size) ** 2 + 1
     tiles = min(s.max_tiles + (s.max_tiles > 1), max(1, s.max_length // image_tokens(s)))
-    kept = (
-        s.text_layers * tokens * s.text_hidden * 2 + block_bytes(s, tokens)
-        if s.gradient_checkpointing
-        else s.text_layers * block_bytes(s, tokens)
-    )
-    waiting = (
-        s.grad_accum * s.batch_size * 4 * 3 * (tiles * s.image_size**2 + s.use_seg * s.sam_image_size**2)
-    )  # all passes of a step are read before the first
+    inputs, block = s.text_layers * tokens * s.text_hidden * 2, block_bytes(s, tokens)
+    pixels = tiles * s.image_size**2 + s.use_seg * s.sam_image_size**2
     items = {
-        "weights": parts["bytes"].sum() / shards[0], "gradients": 4 * trained / shards[1], "gradients in DDP's buckets": 4 * trained * (s.parallel == "ddp" and s.world_size > 1),
-        "Adam's moments": 8 * trained / shards[1], "blocks of the language model": kept, "images of a step's passes": waiting,
-        "logits of one chunk, with gradient": 10 * LOGITS_CHUNK, "images, no gradient": 2 * s.batch_size * tiles * patches * (s.vision_mlp + 6 * s.vision_hidden),
-    }  # fmt: skip
+        "weights": parts["bytes"].sum() / of_weights,
+        "gradients": 4 * trained / of_state,
+        "gradients in DDP's buckets": 4 * trained * (s.parallel == "ddp" and s.world_size > 1),
+        "Adam's moments": 8 * trained / of_state,
+        "blocks of the language model": inputs + block if s.gradient_checkpointing else s.text_layers * block,
+        "images of a step's passes": s.grad_accum * s.batch_size * 4 * 3 * pixels,
+        "logits of one chunk, with gradient": 10 * LOGITS_CHUNK,
+        "images, no gradient": 2 * s.batch_size * tiles * patches * (s.vision_mlp + 6 * s.vision_hidden),
+    }
     table = pd.Series(items) / 2**30
     table["sum"] = table.sum()
     return table
@@ -144,7 +146,7 @@ def device_memory() -> float:  # GiB
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
     return free / 2**30
 
-# %% ../../nbs/train/01_dry_run.ipynb #55435d49
+
 def check_room(
     settings: Settings,
     memory: float,  # GiB free on each device
@@ -155,14 +157,15 @@ def check_room(
     needed = memory_table(settings, parts)["sum"]
     if needed > memory:
         raise ValueError(
-            f"size {settings.size!r} takes about {needed:.1f} GiB on each device, and {memory:.1f} are free: use a smaller size, gradient_checkpointing, a shorter max_length, or parallel = fsdp2 on several GPUs"
+            f"size {settings.size!r} takes about {needed:.1f} GiB on each device, and {memory:.1f} are free: use a"
+            " smaller size, gradient_checkpointing, a shorter max_length, or parallel = fsdp2 on several GPUs"
         )
-    written = (
-        (settings.keep_checkpoints + 1) * 12 * parts["trained"].sum() / 2**30
-    )  # weights and two moments; one is written while the others are kept
+    # weights and two moments; one checkpoint is written while the others are kept
+    written = (settings.keep_checkpoints + 1) * 12 * parts["trained"].sum() / 2**30
     if written > disk:
         raise ValueError(
-            f"the checkpoints of size {settings.size!r} take about {written:.3f} GiB, and {disk:.3f} are free on the disk of runs/: make room, or lower keep_checkpoints"
+            f"the checkpoints of size {settings.size!r} take about {written:.3f} GiB, and {disk:.3f} are free on the"
+            " disk of runs/: make room, or lower keep_checkpoints"
         )
 
 # %% ../../nbs/train/01_dry_run.ipynb #b5446531
@@ -172,13 +175,14 @@ def schedule_table(
 ) -> pd.Series:
     "Samples, steps, tokens at most, and hours if the throughput is known."
     s, batch = settings, settings.batch_size * settings.grad_accum * settings.world_size
-    thousands = sum(
-        getattr(s, name) for name in ("mix_res", "mix_joint", "mix_depth", "mix_vqa", "mix_caption", "mix_grounded")
-    )
+    names = ("mix_res", "mix_joint", "mix_depth", "mix_vqa", "mix_caption", "mix_grounded")
+    thousands = sum(getattr(s, name) for name in names)
     steps = s.max_steps or -(-round(1000 * thousands * s.epochs) // batch)
     hours = steps * batch / samples_per_second / 3600 if samples_per_second else None
-    return pd.Series({"samples": steps * batch, "samples a step": batch, "steps": steps, "tokens at most": steps * batch * s.max_length,
-                      "hours": "throughput not given" if hours is None else round(hours, 1)}, dtype=object)  # fmt: skip
+    counts = {"samples": steps * batch, "samples a step": batch, "steps": steps}
+    counts |= {"tokens at most": steps * batch * s.max_length}
+    hours = "throughput not given" if hours is None else round(hours, 1)
+    return pd.Series(counts | {"hours": hours}, dtype=object)
 
 # %% ../../nbs/train/01_dry_run.ipynb #2f3b550f
 CONFIG_NAMES = {
@@ -196,12 +200,8 @@ def check_base(
 ) -> Path:  # the folder
     "Is it the language model of these settings, and are its files whole? Only headers are read."
     text = text_config(folder)
-    differs = {
-        name: (text.get(name), getattr(settings, own))
-        for name, own in CONFIG_NAMES.items()
-        if text.get(name) != getattr(settings, own)
-    }
-    if differs:
+    both = {name: (text.get(name), getattr(settings, own)) for name, own in CONFIG_NAMES.items()}
+    if differs := {name: pair for name, pair in both.items() if pair[0] != pair[1]}:
         raise ValueError(
             f"{folder.name!r} is another model than size {settings.size!r} describes, (found, wanted): {differs}"
         )
@@ -239,7 +239,7 @@ def _checkpoints(settings):
         hint = "a VQ-VAE file in AURORA's format with 128 codes, or a folder of DepthCodebook.save_pretrained"
         yield "depth codebook", find_path(settings.codebook), hint
 
-
+# %% ../../nbs/train/01_dry_run.ipynb #d1d31a2f
 def _data_sets(settings):
     "What of the paper's data is prepared, and what could be."
     ready = {folder.name for folder in prepared_folders(rows_dir())}
@@ -254,7 +254,7 @@ def _data_sets(settings):
         hint = "; ".join(["run nbs/prepare_data.ipynb", *missing])
         yield "data: depth tokens", Path(stores[0]).parent if stores else None, hint
 
-
+# %% ../../nbs/train/01_dry_run.ipynb #d15d017d
 def requirements(
     settings: Settings,
 ) -> pd.DataFrame:  # what, path, hint, needed, found
