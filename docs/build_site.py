@@ -16,7 +16,7 @@ from pathlib import Path
 from check_site import faults
 from pages import FLOORS, NBS, ROOT, Recorded, module, page, purpose, read, recorded, title
 
-FIRST = ("index",)  # read, not run with parameters; they keep their outputs like a lesson
+FIRST = ("index", "tour")  # read, not run with parameters; they keep their outputs like a lesson
 QUICK = ("train", "audit", "tables")  # seconds each
 AFTER_TRAIN = ("evaluate", "figures", "inference_cost")  # of the run they show
 RUN_ORDER = (  # the order in which one would use them

@@ -11,7 +11,10 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests of several processes run on the
 ROOT = Path(__file__).parent.parent
 # The folders of nbs/ and of the package, lowest first: a folder imports from those before it.
 FLOORS = "core method convert world data pretrain evaluate train report testing".split()
-READ = ("index",)  # on top of nbs/ too, but read like a lesson: no parameters, outputs kept
+READ = (
+    "index",
+    "tour",
+)  # on top of nbs/ too, but read like a lesson: no parameters, outputs kept (of a run outside of a test)
 NOTEBOOKS = [
     *sorted((ROOT / "nbs").glob("[!_.]*.ipynb")),
     *(path for floor in FLOORS for path in sorted((ROOT / "nbs" / floor).glob("[!_.]*.ipynb"))),
