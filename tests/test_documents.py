@@ -116,3 +116,13 @@ def test_every_module_that_is_named_exists():
     ]
     assert len(named) > 200
     assert [pair for pair in named if pair[1] not in modules] == []
+
+
+def test_prose_names_no_module_of_the_flat_package():
+    "perceptio.losses was a module before there were folders; CHANGELOG may say so."
+    prose = {name: text for name, text in SPOKEN.items() if name.endswith(".md") and name != "CHANGELOG.md"}
+    for path in NOTEBOOKS:
+        prose[path.name] = "\n".join(source(c) for c in cells(path) if c["cell_type"] == "markdown")
+    named = [(where, m[1]) for where, text in prose.items() for m in re.finditer(r"(?<![\w.])perceptio\.(\w+)", text)]
+    assert named
+    assert [pair for pair in named if pair[1] not in FLOORS] == []
