@@ -1,6 +1,7 @@
 """Rules of the house that a reader feels: small functions, small modules, errors instead of remarks."""
 
 import ast
+import json
 import re
 
 import pytest
@@ -15,6 +16,19 @@ def test_module_is_at_most_450_lines(path):
     "Lines that are neither blank nor a comment of their own."
     lines = [line for line in path.read_text().splitlines() if line.strip() and not line.strip().startswith("#")]
     assert len(lines) <= 450
+
+
+SHORT_LINES = ("core", "convert", "data")  # folders whose lessons have no line that needs scrolling
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.parent.name in SHORT_LINES], ids=lambda p: p.name)
+def test_lines_of_lessons_are_at_most_120_columns(path):
+    "In code and prose; the formatter splits neither texts nor comments. A row of a table, and an equation, is one line."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    lines = [
+        line for cell in cells for line in "".join(cell["source"]).splitlines() if not line.startswith(("|", "$$"))
+    ]
+    assert [line for line in lines if len(line) > 120] == []
 
 
 @MODULE

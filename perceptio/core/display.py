@@ -216,7 +216,7 @@ def _colours(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # (C, 3), (C
 
 
 def with_palette(picture: Image.Image) -> Image.Image:
-    "256 colours: the 16 most frequent exactly, the others by the square root of their area, so that rare ones are kept."
+    "256 colours: the 16 most frequent exactly, others by the square root of their area, so that rare ones are kept."
     pixels = np.asarray(picture)
     exact, area = _colours(pixels.reshape(-1, 3))
     flat = exact[np.argsort(-area, kind="stable")[:16]]

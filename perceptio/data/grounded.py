@@ -55,7 +55,7 @@ def clean_caption(caption: str) -> str:
     "The caption without the quotes and spaces around it."
     return caption.strip('"').strip()
 
-# %% ../../nbs/data/06_grounded.ipynb #64d7719d
+
 def locate(
     caption: str,  # as the file has it
     phrase: str,
@@ -101,6 +101,14 @@ def short_reason(error: BadSample) -> str:
     "A reason without the values in it, so that a report counts kinds and not cases."
     return re.sub(r" ?(\[.*?\]|'.*?')", "", str(error))
 
+
+def _odd(phrase, place):
+    "What is wrong with the types of a phrase."
+    if not isinstance(phrase, str):
+        return "the phrase is not text"
+    whole = place is None or isinstance(place, list) and len(place) == 2 and all(type(p) is int for p in place)
+    return "" if whole else "its place is not two whole numbers"
+
 # %% ../../nbs/data/06_grounded.ipynb #24e35335
 def ground(
     caption: str,  # as the file has it
@@ -138,23 +146,11 @@ def ground(
             drop(phrase, "overlaps a longer phrase")
     return interleave(text, spans), [masks[s] for s in spans]
 
-
-def _odd(phrase, place):
-    "What is wrong with the types of a phrase."
-    if not isinstance(phrase, str):
-        return "the phrase is not text"
-    whole = place is None or isinstance(place, list) and len(place) == 2 and all(type(p) is int for p in place)
-    return "" if whole else "its place is not two whole numbers"
-
 # %% ../../nbs/data/06_grounded.ipynb #ade16f6f
 def _refcocog(entry):
     (info,) = entry.values()
-    return (
-        info["img_file_name"],
-        info["caption"],
-        None,
-        [(r["sentence"], None, r["segmentation"]) for r in info["refs"]],
-    )
+    phrases = [(ref["sentence"], None, ref["segmentation"]) for ref in info["refs"]]
+    return info["img_file_name"], info["caption"], None, phrases
 
 
 def _groundings(entry):
@@ -200,6 +196,14 @@ def _joined(path):
 def _entries(name, path):
     return _joined(path) if name == "flickr" else json_entries(path)
 
+# %% ../../nbs/data/06_grounded.ipynb #22bb1236
+def _whole_size(size):
+    "Height and width as whole numbers; 480.0 is one, a text is none."
+    whole = lambda n: type(n) in (int, float) and n % 1 == 0 and n >= 1
+    if not isinstance(size, list) or len(size) != 2 or not all(map(whole, size)):
+        raise BadSample("the size of the image is not two whole numbers")
+    return [int(n) for n in size]
+
 
 def parse_entry(
     name: str,  # a key of GCG_FILES
@@ -214,17 +218,6 @@ def parse_entry(
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise BadSample("the entry has not the form of its file") from error
     return image, caption, size and _whole_size(size), phrases
-
-
-def _whole_size(size):
-    "Height and width as whole numbers; 480.0 is one, a text is none."
-    if (
-        not isinstance(size, list)
-        or len(size) != 2
-        or any(type(n) not in (int, float) or not n % 1 == 0 or n < 1 for n in size)
-    ):
-        raise BadSample("the size of the image is not two whole numbers")
-    return [int(n) for n in size]
 
 # %% ../../nbs/data/06_grounded.ipynb #0e0b0b13
 def find_in(
@@ -241,7 +234,7 @@ def find_in(
                 return found
     raise BadSample("image is missing")
 
-# %% ../../nbs/data/06_grounded.ipynb #a78e877c
+
 def header_size(path: Path) -> list[int]:  # height, width in pixels
     "The size in the header of an image file; its pixels are not decoded."
     with opened_image(path) as file:
@@ -254,8 +247,6 @@ GCG_QUESTIONS = (
     "Please write a caption of the image with interleaved segmentation masks.",
     "Tell me what you see; follow every object in your answer with its mask.",
 )
-
-
 SMALLEST = 32  # pixels; images with a shorter side are left out, as in the lineage
 
 
@@ -276,7 +267,8 @@ def gcg_row(
     if min(size) < SMALLEST:
         raise BadSample(f"the image has a side of less than {SMALLEST} pixels")
     dropped, mended = [], []
-    answer, masks = ground(caption, listed, size, lambda *what: dropped.append(what), lambda *what: mended.append(what))
+    drop, note = (lambda *what: dropped.append(what)), (lambda *what: mended.append(what))
+    answer, masks = ground(caption, listed, size, drop, note)
     phrases.found, phrases.used = phrases.found + len(listed), phrases.used + len(listed) - len(dropped)
     for phrase, reason in dropped:
         phrases.skip(f"{key}: {phrase}", reason)

@@ -5,7 +5,7 @@ every entry that cannot be used counted."""
 
 # %% auto #0
 __all__ = ['LLAVA_EXPECTED', 'LLAVA_LIST', 'PLACEHOLDER', 'find_llava', 'check_text', 'from_question', 'conversation_turns',
-           'ImageFolders', 'llava_row', 'llava_rows', 'count_messages']
+           'ImageFolders', 'llava_row', 'count_messages', 'llava_rows']
 
 # %% ../../nbs/data/05_llava.ipynb #27daf879
 import os
@@ -20,8 +20,8 @@ from ..method.chat import reserved_words
 
 # %% ../../nbs/data/05_llava.ipynb #143f805a
 LLAVA_EXPECTED = {  # folder -> entries of the published list; "" = text only
-    "coco": 364_100, "vg": 86_417, "ocr_vqa": 80_000, "gqa": 72_140, "textvqa": 21_953, "": 40_688,
-}  # fmt: skip
+    **{"coco": 364_100, "vg": 86_417, "ocr_vqa": 80_000, "gqa": 72_140, "textvqa": 21_953, "": 40_688}
+}
 
 # %% ../../nbs/data/05_llava.ipynb #9b811bad
 LLAVA_LIST = "llava_v1_5_mix665k.json"
@@ -43,26 +43,26 @@ def find_llava(
     )
 
 # %% ../../nbs/data/05_llava.ipynb #78836eeb
-PLACEHOLDER = "<image>"
-
-
 def check_text(*texts: str) -> None:
     "Raise BadSample for what is not text, is empty, or would be read as the model's own tokens."
     if not all(is_text(t) for t in texts):
         raise BadSample("a message is not text")
     if not all(t.strip() for t in texts):
         raise BadSample("a message is empty")
-    if found := [word for t in texts for word in reserved_words(t)]:
-        raise BadSample(f"a message contains own tokens of the model {found[0]!r}")
+    if reserved := [word for t in texts for word in reserved_words(t)]:
+        raise BadSample(f"a message contains own tokens of the model {reserved[0]!r}")
 
 # %% ../../nbs/data/05_llava.ipynb #dfbbbe72
+PLACEHOLDER = "<image>"
+
+
 def from_question(
     messages: list[dict],  # [{from: human | gpt, value}]
 ) -> list[dict]:
     "The conversation from its first question on: an answer that begins it is dropped, as LLaVA does."
     return messages[1:] if len(messages) > 1 and messages[0].get("from") == "gpt" else messages
 
-# %% ../../nbs/data/05_llava.ipynb #4eb6d60e
+
 def conversation_turns(
     messages: list[dict],  # [{from: human | gpt, value}]
     has_image: bool,
@@ -75,11 +75,11 @@ def conversation_turns(
         raise BadSample("the conversation does not alternate between human and gpt")
     texts = [m.get("value") for m in messages]
     check_text(*(t.replace(PLACEHOLDER, "image") if isinstance(t, str) else t for t in texts))
-    first = texts[0].strip()
-    if not has_image and (first.startswith(PLACEHOLDER + "\n") or first.endswith("\n" + PLACEHOLDER)):
+    question = texts[0].strip()
+    if not has_image and (question.startswith(PLACEHOLDER + "\n") or question.endswith("\n" + PLACEHOLDER)):
         raise BadSample("the question shows an image that the entry does not name")
     if has_image:
-        texts[0] = first.replace(PLACEHOLDER, "", 1).strip()
+        texts[0] = question.replace(PLACEHOLDER, "", 1).strip()
         if any(PLACEHOLDER in t for t in texts):
             raise BadSample("there is more than one placeholder for the image")
     check_text(*texts)
@@ -96,13 +96,12 @@ class ImageFolders:
         "What a folder below the root holds; nothing where there is none."
         if folder not in self._listed:
             try:
-                with os.scandir(path_on_disk(self.root, PurePosixPath(folder)) or self.root / folder) as found:
-                    there = sorted(e.name for e in found)
+                with os.scandir(path_on_disk(self.root, PurePosixPath(folder)) or self.root / folder) as entries:
+                    names = sorted(entry.name for entry in entries)
             except OSError:  # also of a folder that may not be read, or whose name is too long
-                there = []
-            self._listed[folder] = {unicodedata.normalize("NFC", name): name for name in there} | {
-                name: name for name in there
-            }
+                names = []
+            self._listed[folder] = {unicodedata.normalize("NFC", name): name for name in names}
+            self._listed[folder] |= {name: name for name in names}
         return self._listed[folder]
 
     def find(
@@ -111,17 +110,13 @@ class ImageFolders:
         renamed: bool = False,  # see rows.spellings
     ) -> str | None:  # the name it has on disk
         "The file of that name; raises BadSample where several could be meant."
-        first, *others = spellings(path_inside(name), renamed)
-        there = self.names(first.parent.as_posix())
-        look_up = lambda paths: [
-            there[n]
-            for p in paths
-            for n in [p.name if p.name in there else unicodedata.normalize("NFC", p.name)]
-            if n in there
-        ]
-        if (found := only_one(look_up([first]) or list(dict.fromkeys(look_up(others))))) is None:
+        path, *others = spellings(path_inside(name), renamed)
+        names = self.names(path.parent.as_posix())
+        spelt = lambda p: p.name if p.name in names else unicodedata.normalize("NFC", p.name)
+        look_up = lambda paths: [names[spelt(p)] for p in paths if spelt(p) in names]
+        if (found := only_one(look_up([path]) or list(dict.fromkeys(look_up(others))))) is None:
             return None
-        folder = path_on_disk(self.root, first.parent) or self.root / first.parent
+        folder = path_on_disk(self.root, path.parent) or self.root / path.parent
         return (folder / found).relative_to(self.root).as_posix()
 
 # %% ../../nbs/data/05_llava.ipynb #01db2aae
@@ -141,11 +136,19 @@ def llava_row(
     row = dict(key=key, kind="turns", turns=conversation_turns(entry.get("conversations"), name is not None))
     if name is None:
         return row
-    if not (there := folders.find(name, renamed=name.startswith("ocr_vqa/"))):
+    if not (path := folders.find(name, renamed=name.startswith("ocr_vqa/"))):
         raise BadSample("image is missing")
-    return row | dict(image=there)
+    return row | dict(image=path)
 
-# %% ../../nbs/data/05_llava.ipynb #1aa0b766
+# %% ../../nbs/data/05_llava.ipynb #164fcc4e
+def count_messages(report: Report, key: str, messages: list[dict]) -> None:
+    "Count the messages of a row that is used, and the answer without a question that begins it."
+    left = len(from_question(messages))
+    report.found, report.used = report.found + len(messages), report.used + left
+    if left < len(messages):
+        report.skip(key, "the answer that begins the conversation has no question")
+
+
 def llava_rows(
     file: Path,  # llava_v1_5_mix665k.json, or any file of its form
     images: Path,  # image names are relative to it
@@ -164,11 +167,3 @@ def llava_rows(
             count_messages(messages or Report("messages", unit="messages"), f"llava/{k}", entry["conversations"])
             report.used += 1
             yield row
-
-# %% ../../nbs/data/05_llava.ipynb #164fcc4e
-def count_messages(report: Report, key: str, messages: list[dict]) -> None:
-    "Count the messages of a row that is used, and the answer without a question that begins it."
-    left = len(from_question(messages))
-    report.found, report.used = report.found + len(messages), report.used + left
-    if left < len(messages):
-        report.skip(key, "the answer that begins the conversation has no question")

@@ -76,12 +76,6 @@ def _single_channel(path):  # (H, W): grey values, palette indices, or whether a
     return pixels[..., : 3 if pixels.shape[2] > 2 else 1].any(2)
 
 # %% ../../nbs/data/09_own.ipynb #9035b65d
-POLYGON = "write [[x1, y1, x2, y2, x3, y3, ...]] in pixels of the image"
-
-
-MASK_FORM = 'write {"size": [height, width], "counts": ...} of this image'
-
-
 def as_polygons(
     mask: list,  # [x, y, ...], [[x, y], ...], [[x, y, ...], ...] or [[[x, y], ...], ...]
 ) -> list[list[float]]:  # [[x, y, ...], ...]
@@ -90,28 +84,12 @@ def as_polygons(
         mask = [mask]
     elif mask and all(isinstance(p, list) and len(p) == 2 and not isinstance(p[0], list) for p in mask):
         mask = [[v for p in mask for v in p]]
-    return [
-        [v for p in part for v in p] if isinstance(part, list) and all(isinstance(p, list) for p in part) else part
-        for part in mask
-    ]
+    in_pairs = lambda part: isinstance(part, list) and all(isinstance(p, list) for p in part)
+    return [[v for p in part for v in p] if in_pairs(part) else part for part in mask]
 
 # %% ../../nbs/data/09_own.ipynb #4e69f930
-def own_mask(
-    folder: Path,  # of data.jsonl
-    mask,  # path of a PNG, polygons, or run lengths
-    size: Sequence[int],  # height, width of the image
-    value: int | None = None,  # of the object in the PNG
-    note: Callable[[str], None]
-    | None = None,  # told what is changed in polygons; None = those that need a change are refused
-):  # run lengths or polygons that decode to an object
-    "The mask of a line, checked, as a row holds it."
-    if isinstance(mask, str):
-        return encode_mask(read_mask(path_on_disk(folder, path_inside(mask)) or folder / mask, size, value))
-    if isinstance(mask, dict):
-        return _decodes(mask, size, MASK_FORM, note)
-    if not isinstance(mask, list):
-        raise BadSample(f"mask is {json.dumps(mask)}: write the path of a .png, or {POLYGON}")
-    return _decodes(as_polygons(mask), size, POLYGON, note)
+POLYGON = "write [[x1, y1, x2, y2, x3, y3, ...]] in pixels of the image"
+MASK_FORM = 'write {"size": [height, width], "counts": ...} of this image'
 
 
 def _decodes(mask, size, hint, note):  # the mask
@@ -126,6 +104,23 @@ def _decodes(mask, size, hint, note):  # the mask
     except TypeError as error:  # of the comparison above
         raise BadSample(f"mask is malformed: {hint}") from error
     return mask
+
+
+def own_mask(
+    folder: Path,  # of data.jsonl
+    mask,  # path of a PNG, polygons, or run lengths
+    size: Sequence[int],  # height, width of the image
+    value: int | None = None,  # of the object in the PNG
+    note: Callable[[str], None] | None = None,  # told what is changed in polygons; None = no change is made
+):  # run lengths or polygons that decode to an object
+    "The mask of a line, checked, as a row holds it."
+    if isinstance(mask, str):
+        return encode_mask(read_mask(path_on_disk(folder, path_inside(mask)) or folder / mask, size, value))
+    if isinstance(mask, dict):
+        return _decodes(mask, size, MASK_FORM, note)
+    if not isinstance(mask, list):
+        raise BadSample(f"mask is {json.dumps(mask)}: write the path of a .png, or {POLYGON}")
+    return _decodes(as_polygons(mask), size, POLYGON, note)
 
 # %% ../../nbs/data/09_own.ipynb #1093822d
 def own_image(
@@ -147,9 +142,6 @@ def own_image(
     return path.relative_to(folder).as_posix(), [height, width]
 
 # %% ../../nbs/data/09_own.ipynb #bbc28ddb
-FIELDS = ("image", "expression", "question", "answer", "mask", "masks", "value", "note")
-
-
 def own_text(
     entry: dict,
     field: str,
@@ -159,11 +151,14 @@ def own_text(
     text = entry.get(field)
     if not is_text(text) or not text.strip():
         raise BadSample(f'{field} is {json.dumps(text)}: write "{field}": "some text"')
-    if found := {*reserved_words(text), *re.findall("<image>", text)} - {allowed}:
-        raise BadSample(f"{field} contains {min(found)!r}, which only the program writes: leave it out")
+    if reserved := {*reserved_words(text), *re.findall("<image>", text)} - {allowed}:
+        raise BadSample(f"{field} contains {min(reserved)!r}, which only the program writes: leave it out")
     return text.strip()
 
 # %% ../../nbs/data/09_own.ipynb #cc83033c
+FIELDS = ("image", "expression", "question", "answer", "mask", "masks", "value", "note")
+
+
 def check_fields(entry) -> None:
     "A line is an object with known fields that make one of two wholes."
     if not isinstance(entry, dict):
@@ -173,7 +168,7 @@ def check_fields(entry) -> None:
     if ("expression" in entry) == ("question" in entry):
         raise BadSample('write "expression" and "mask", or "question" and "answer", and the other in a line of its own')
     for field, kind, example in (("image", str, '"name.jpg"'), ("value", int, "2")):
-        if not isinstance(entry.get(field, kind()), kind) or entry.get(field) is True or entry.get(field) is False:
+        if not isinstance(value := entry.get(field, kind()), kind) or isinstance(value, bool):
             raise BadSample(f'{field} is {json.dumps(entry[field])}: write "{field}": {example}')
     if ("mask" in entry or "masks" in entry or "expression" in entry) and "image" not in entry:
         raise BadSample('no image, but a mask or an expression is about one: write "image": "name.jpg"')
@@ -237,7 +232,7 @@ def jsonl_lines(file: Path) -> Iterator[tuple[str, object]]:  # "data.jsonl line
     "Lines of a file; one that is not JSON is given as the error."
     return ((f"{file.name} line {number}", entry) for number, entry in json_lines(file))
 
-# %% ../../nbs/data/09_own.ipynb #907993be
+
 def sa2va_lines(file: Path) -> Iterator[tuple[str, object]]:
     "Sa2VA's annotations, one pair of text and mask at a time."
     for number, entry in enumerate(json_entries(file)):
@@ -312,21 +307,13 @@ def write_own_data(
 def _front(scene, k):  # a question
     nearest = min(scene.objects, key=lambda thing: thing["distance"])
     answer = attribute_sentence(scene, nearest, np.random.default_rng(k))
-    return dict(
-        image=f"scene{k}.jpg",
-        question="What is in the front?",
-        answer=answer,
-        mask=f"masks/scene{k}.png",
-        value=nearest["id"],
-    )
+    asked = dict(image=f"scene{k}.jpg", question="What is in the front?", answer=answer)
+    return asked | dict(mask=f"masks/scene{k}.png", value=nearest["id"])
 
 
 def _named(scene, k, polygons):  # expressions; their masks in all forms in turn, or as polygons
-    for j, found in enumerate(expressions(scene, np.random.default_rng(k), per_object=1)):
-        mask = scene.mask(found.object_id)
-        forms = [
-            dict(mask=f"masks/scene{k}.png", value=found.object_id),
-            dict(mask=rectangles(mask)),
-            dict(mask=encode_mask(mask)),
-        ]
-        yield dict(image=f"scene{k}.jpg", expression=found.text) | forms[1 if polygons else j % 3]
+    for j, said in enumerate(expressions(scene, np.random.default_rng(k), per_object=1)):
+        in_file = dict(mask=f"masks/scene{k}.png", value=said.object_id)
+        mask = scene.mask(said.object_id)
+        forms = [in_file, dict(mask=rectangles(mask)), dict(mask=encode_mask(mask))]
+        yield dict(image=f"scene{k}.jpg", expression=said.text) | forms[1 if polygons else j % 3]
