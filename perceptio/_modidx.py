@@ -1443,6 +1443,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'perceptio/method/answers.py'),
                                           'perceptio.method.answers.PerceptioOutput.mask': ( 'method/answers.html#perceptiooutput.mask',
                                                                                              'perceptio/method/answers.py'),
+                                          'perceptio.method.answers.PerceptioOutput.panels': ( 'method/answers.html#perceptiooutput.panels',
+                                                                                               'perceptio/method/answers.py'),
                                           'perceptio.method.answers.Region': ('method/answers.html#region', 'perceptio/method/answers.py'),
                                           'perceptio.method.answers.legend': ('method/answers.html#legend', 'perceptio/method/answers.py'),
                                           'perceptio.method.answers.phrases': ( 'method/answers.html#phrases',
