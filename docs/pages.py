@@ -28,6 +28,7 @@ DIRECTIVE = re.compile(r"^#\|\s*(?P<name>[\w-]+):?[ \t]*(?P<value>.*)$", re.M)
 LONG = 10  # lines of code that stay open on the page of a notebook to run
 NAMED = re.compile(r"(?<![\[`])`(?P<path>(?:nbs/)?[\w/-]+\.ipynb|\w+/\d\d_\w+)`(?!\])")
 WIDGET = "application/vnd.jupyter.widget-view+json"
+BAR = re.compile(r"\d%\|.*\| *\d+\/\d+")  # of tqdm, as text
 
 
 def read(path):
@@ -50,10 +51,16 @@ def is_picture(output):
     return any(kind.startswith("image/") for kind in output.get("data", {}))
 
 
+def is_bar(output):
+    "Whether an output is a line of progress, which nobody reads afterwards."
+    data = output.get("data", {})
+    return set(data) == {"text/plain"} and bool(BAR.search("".join(data["text/plain"])))
+
+
 def shown_outputs(cell):
     "What a reader sees of a cell's outputs: no logs, no bars, and of several forms of a picture the first."
     for output in cell.get("outputs", []):
-        if output.get("name") == "stderr" or WIDGET in output.get("data", {}):
+        if output.get("name") == "stderr" or WIDGET in output.get("data", {}) or is_bar(output):
             continue
         if is_picture(output) and "image/png" in output["data"]:
             output["data"] = {k: v for k, v in output["data"].items() if k in ("image/png", "text/plain")}

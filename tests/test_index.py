@@ -31,8 +31,8 @@ def test_every_section_of_the_paper_is_linked():
 
 def function(row):
     "The function that a row names."
-    path = re.search(r"`(\w+\.\w+)\.([\w.]+)`", row[-1])
-    found = importlib.import_module(f"perceptio.{path[1]}")
+    path = re.search(r"`(\w+)\.([\w.]+)`", row[-1])
+    found = importlib.import_module(f"perceptio.method.{path[1]}")
     for part in path[2].split("."):
         found = getattr(found, part)
     return found

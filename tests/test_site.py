@@ -59,6 +59,12 @@ def test_long_code_and_long_plain_output_are_folded_where_results_are_read():
     assert tags(False) == [["parameters"], [], [], []]
 
 
+def test_bars_are_not_shown():
+    shows = lambda said: dict(output_type="display_data", data={"text/plain": [said]}, metadata={})
+    told = code("x", shows("train: 100%|████| 24/24 [00:00<00:00, 33.80scene/s]"), shows("95% of 3"))
+    assert page(notebook(text("# a"), told), ".")["cells"][1]["outputs"] == [shows("95% of 3")]
+
+
 def test_named_notebooks_become_links():
     assert linked("see `nbs/train.ipynb`", "method") == "see [`nbs/train.ipynb`](../train.ipynb)"
     assert linked("in `method/05_losses`", ".") == "in [`method/05_losses`](method/05_losses.ipynb)"
