@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
-from perceptio.core.dense import further_tokens
+from perceptio.core.dense import DenseMaps, further_tokens
 from perceptio.core.settings import Settings
 from perceptio.method.codebook import DenseCodebook
 from perceptio.method.generation import Perceptio
@@ -16,6 +17,7 @@ from perceptio.method.model import build_model
 from perceptio.method.samples import Collator, DenseMap, Sample, Turn, encode_sample
 from perceptio.method.saving import save_model
 from perceptio.method.soft_merge import depth_reconstruction_loss, soft_merge
+from perceptio.world.mixture import SceneMixture, dense_scenes, scene_codes, scene_tasks
 from perceptio.world.scenes import fixture
 
 WORDS = dict(mask="seg", depth="depth", normals="normals")
@@ -156,3 +158,45 @@ def test_a_run_with_normals():
         set(p.name for p in (run_dir("normals") / "checkpoint").glob("codebook_*")),
     )
     assert saved == ("depth normals", {"codebook_normals"})
+
+
+class Silhouettes(DenseMaps):
+    "1 where an object stands: a third token, of no use but to be added."
+
+    title, meaning = "silhouettes", dict(quantity="1 where an object stands, 0 elsewhere")
+    normalise = lambda self, raw: raw * 1.0  # noqa: E731
+    valid = lambda self, decoded: decoded.clamp(0, 1)  # noqa: E731
+    of_scene = lambda self, scene: (scene.ids > 0)[None].astype(np.float32)  # noqa: E731
+    of_disparity = lambda self, disparity: (disparity > 0.5)[None] * 1.0  # noqa: E731
+    show = lambda self, map: map[0]  # noqa: E731
+    compare = lambda self, maps, truth: dict(share_wrong=abs(maps - truth).mean((1, 2, 3)))  # noqa: E731
+
+
+def test_a_third_takes_a_section_and_a_class(tmp_path, monkeypatch):
+    "Nothing else is edited: a section of settings.ini and the class above, from codebook to answer."
+    section = f"\n[dense.silhouettes]\nletter = s\nmaps = {__name__}.Silhouettes\nn_tokens = 16\nn_codes = 8\n"
+    mine = tmp_path / "settings.ini"
+    mine.write_text((ROOT / "settings.ini").read_text() + section)
+    monkeypatch.setattr("perceptio.core.settings.settings_file", lambda: mine)
+    settings = Settings.load("smoke", dense="depth normals silhouettes", max_length=384, code_corruption=0.5)
+    scenes, (normals, silhouettes) = [fixture()[k] for k in range(4)], further_tokens(settings)
+    books = {t.name: drawn_codes(DenseCodebook.from_settings(settings, t), 0) for t in (normals, silhouettes)}
+    depth = drawn_codes(DenseCodebook.from_settings(settings), 0)
+    model, tokenizer = build_model(settings, depth, books)
+    known = dense_scenes(fixture(), settings, books)
+    mixture = SceneMixture(
+        scenes, [scene_tasks(s, 0) for s in scenes], settings, scene_codes(fixture(), depth), dense=known
+    )
+    samples = [mixture.make("joint", k % 4, np.random.default_rng(k)) for k in range(12)]
+    asked = {name for s in samples for name in s.turns[0].perceive.split("+")}
+    assert {"silhouettes", "normals", "seg"} <= asked
+    batch = Collator(tokenizer, model.vocab, settings, sam_pixels=model.mask_head.preprocess)(samples[:4])
+    batch.pop("keys")
+    terms = model(**batch)
+    assert {"silhouettes_marker", "silhouettes_token", "silhouettes_count", "silhouettes_recon"} <= set(terms)
+    save_model(model, tokenizer, tmp_path / "checkpoint")
+    out = Perceptio.from_pretrained(tmp_path / "checkpoint")(
+        scenes[0].image, "where ?", "silhouettes+seg", max_new_tokens=2
+    )
+    assert tokenizer.convert_ids_to_tokens(out.token_ids)[:2] == ["[SEG]", "<s_start>"]
+    assert out.dense["silhouettes"].shape == (1, 128, 128) and len(out.parsed.others["silhouettes"]) == 16

@@ -481,7 +481,8 @@ def read_result(
     if not path.is_file():
         return None
     result = read_json(path, "measure again, or restore the file")
-    return result | {"settings": by_present_names(result["settings"])} if "settings" in result else result
+    settings = result.get("settings") if isinstance(result, dict) else None
+    return result | {"settings": by_present_names(settings)} if isinstance(settings, dict) else result
 
 
 def result_files(

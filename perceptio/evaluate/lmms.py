@@ -28,6 +28,7 @@ from ..core.files import atomic, read_json, read_json_lines, write_atomically
 from ..core.foreign import check_keys
 from ..core.notebook import in_test
 from ..core.optional import OPTIONAL
+from ..core.settings import read_dense_file
 from ..data.hardblink import VARIANTS, hardblink_items
 from ..data.rows import read_image
 from .masks import ask
@@ -35,7 +36,7 @@ from .metrics import HardBlinkScore, VqaScore
 from .text import vqa_queries
 from ..method.chat import refuse_reserved
 from ..method.generation import Perceptio
-from ..method.tokens import PERCEIVE
+from ..method.tokens import request_parts
 from ..world.questions import VQA_KINDS
 
 # %% ../../nbs/evaluate/13_lmms.ipynb #9375d12e
@@ -72,7 +73,7 @@ UNUSED = ("top_p", "top_k", "seed", "image_aspect_ratio", "skip_special_tokens")
 class AnswerRequest:
     "How a question shall be answered."
 
-    perceive: str  # a key of tokens.PERCEIVE
+    perceive: str  # see tokens.request_parts
     budget: int  # text tokens
     until: tuple[str, ...] = ()  # the answer ends before the first of these
 
@@ -96,8 +97,7 @@ def answer_request(
             " it reads max_new_tokens, until, perceive"
         )
     asked, until = perceive or kwargs.get("perceive", "none"), kwargs.get("until") or ()
-    if asked not in PERCEIVE:
-        raise ValueError(f"perceive is {asked!r}: use one of {', '.join(PERCEIVE)}")
+    request_parts(asked, read_dense_file())  # refuses other words
     return AnswerRequest(
         asked, kwargs.get("max_new_tokens") or budget, (until,) if isinstance(until, str) else tuple(until)
     )

@@ -16,6 +16,7 @@ from collections import Counter
 import numpy as np
 
 from .intervals import bootstrap_ratio, mean_interval, wilson
+from ..method.tokens import request_parts
 from ..world.marked_points import parse_letter
 
 # %% ../../nbs/evaluate/03_metrics.ipynb #676f5367
@@ -317,18 +318,19 @@ def span_length(parsed) -> int:
 # %% ../../nbs/evaluate/03_metrics.ipynb #e63e5737
 def span_rates(
     parsed: list,  # tokens.Parsed per output
-    perceive: str,  # what was asked for: "none", "seg", "depth" or "both"
+    perceive: str,  # what was asked for: see tokens.request_parts
 ) -> dict:
-    "Rates of [SEG], of usable depth spans and of well-formed outputs, the histogram of span lengths and of the notes."
-    if perceive not in ("none", "seg", "depth", "both"):
-        raise ValueError(f"perceive = {perceive!r}, there are 'none', 'seg', 'depth', 'both'")
+    "Rates of [SEG], of usable spans and of well-formed outputs, the histogram of depth span lengths and of the notes."
+    known = {name for p in parsed for name in p.others}
+    asked = request_parts(perceive, ("depth", *sorted(known)))
     if not parsed:
         raise ValueError("no output was given: rates of nothing are not defined")
-    asked = (perceive in ("seg", "both"), perceive in ("depth", "both"))
-    given = [(p.seg, p.codes is not None) for p in parsed]
-    well = sum(p.well_formed and g == asked for p, g in zip(parsed, given))
+    given = [
+        {"seg": p.seg, "depth": p.codes is not None} | {k: c is not None for k, c in p.others.items()} for p in parsed
+    ]
+    well = sum(p.well_formed and {k for k, found in g.items() if found} == set(asked) for p, g in zip(parsed, given))
     n, lengths = len(parsed), Counter(span_length(p) for p in parsed)
-    seg, depth = (sum(column) / n for column in zip(*given))
-    rates = {"seg": seg, "depth": depth, "well_formed": well / n, "well_formed_interval": wilson(well, n), "n": n}
+    rates = {name: sum(g[name] for g in given) / n for name in given[0]}
+    rates |= {"well_formed": well / n, "well_formed_interval": wilson(well, n), "n": n}
     notes = dict(Counter(note for p in parsed for note in p.notes))
     return rates | {"lengths": dict(sorted(lengths.items())), "notes": notes}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MORE', 'LESS', 'MARKED_LINES', 'PART_ROWS', 'WORLD_PARTS', 'EARLIER', 'CASE', 'SKILLS', 'DEPTH_ERRORS',
-           'measurements', 'timed_parts', 'table_row', 'summary', 'summary_table', 'replacement_table', 'world_result',
-           'recorded', 'run_origin', 'markdown', 'joint_cases', 'marked_point_cases', 'cases', 'panel', 'curve_point',
-           'Curve', 'curve_rows', 'plot_curve']
+           'measurements', 'timed_parts', 'table_row', 'further_names', 'summary', 'summary_table', 'replacement_table',
+           'world_result', 'recorded', 'run_origin', 'markdown', 'joint_cases', 'marked_point_cases', 'cases', 'panel',
+           'curve_point', 'Curve', 'curve_rows', 'plot_curve']
 
 # %% ../../nbs/evaluate/11_suite.ipynb #12705cea
 import time
@@ -39,7 +39,7 @@ from perceptio.core.display import (
 )
 from ..core.markup import markdown_code, markdown_text, put_text, wrap
 from ..core.record import code_name, read_metrics, read_result, read_run
-from ..core.settings import Settings
+from ..core.settings import Settings, read_dense_file
 from .depth import evaluate_dense, evaluate_depth
 from .marked_points import evaluate_marked_points, marked_items, token_replacement_test
 from .masks import evaluate_res, res_queries
@@ -191,6 +191,16 @@ def _depth_rows(name, result, before):
     spans_before = _without_intervals(before and before["metrics"]["spans"])
     yield table_row("depth span well formed", _without_intervals(metrics["spans"]), "well_formed", n, {}, spans_before)
 
+
+def _further_rows(name, result, before):
+    "The generated map of a dense token beside depth, by the measure that decides, and its codebook's own error."
+    metrics, measure = result["metrics"], next(key for key in result["intervals"] if key != "floor")
+    n, rules, words = metrics["n"], {"mean map": result["baselines"]["mean_map"]}, measure.replace("_", " ")
+    yield table_row(f"generated {name}, {words}", result, measure, n, rules, before, LESS)
+    yield table_row(f"true {name} tokens, {words} (floor)", result, "floor", n, rules, before, LESS)
+    spans_before = _without_intervals(before and before["metrics"])
+    yield table_row(f"{name} span written", _without_intervals(metrics), "written", n, {}, spans_before)
+
 # %% ../../nbs/evaluate/11_suite.ipynb #1ca10ebd
 def _vqa_rows(name, result, before):
     "Closed questions, by kind."
@@ -218,6 +228,11 @@ PART_ROWS = dict(
 )  # part of the suite -> its lines
 
 
+def further_names() -> list[str]:
+    "Dense tokens beside depth that settings.ini knows; a run that writes them has parts of these names."
+    return [name for name in read_dense_file() if name != "depth"]
+
+
 def summary(
     results: dict[str, dict],  # from timed_parts
     untrained: dict[str, dict] | None = None,  # the same for the untrained model
@@ -225,7 +240,7 @@ def summary(
     "The measurements side by side with their baselines."
     rows = []
     for name, result in results.items():
-        if part := PART_ROWS.get(name.split("/")[0]):
+        if part := (_further_rows if name in further_names() else PART_ROWS.get(name.split("/")[0])):
             rows += part(name, result, (untrained or {}).get(name))
     return pd.DataFrame(rows)
 
@@ -275,7 +290,7 @@ def recorded(
 ) -> dict[str, dict]:  # part -> its result file; parts that were not run are absent
     "The results of a run, as recorded."
     read = lambda part: read_result(world_result(run, part), run if own else "")  # noqa: E731
-    files = {part: read(part) or read(EARLIER.get(part, part)) for part in WORLD_PARTS}
+    files = {part: read(part) or read(EARLIER.get(part, part)) for part in (*WORLD_PARTS, *further_names())}
     return {part: dict(file, **file["metrics"]) for part, file in files.items() if file is not None}
 
 # %% ../../nbs/evaluate/11_suite.ipynb #f080677d
