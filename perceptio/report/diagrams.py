@@ -27,7 +27,7 @@ BOX_COLOURS = {  # face, edge
     "seg": ("#d8f0e0", "#3d9a63"), "depth": ("#e9e0f7", "#7d5bb5"), "text": ("#ffffff", "#8c959f"),
 }  # fmt: skip
 
-
+# %% ../../nbs/report/06_diagrams.ipynb #4a0e4d4a
 @dataclass
 class Block:
     "A rectangle on the canvas: a box with words, or a picture."
@@ -198,7 +198,7 @@ TOKENS = [
     ("<d_end>", 9, "depth"),
 ]
 
-
+# %% ../../nbs/report/06_diagrams.ipynb #a8e919bc
 def figure_1(scene: Scene | None = None) -> Canvas:
     "What Perceptio does, above it what a plain model does."
     scene = scene or fixture()[0]
@@ -255,7 +255,7 @@ def _inputs(c, see, question):
     c.box(2, 25, 12, 7, "SAM2 image\nencoder", "frozen")
     c.arrow((7.5, 19), (7.5, 25))
 
-
+# %% ../../nbs/report/06_diagrams.ipynb #1e6404a3
 def _heads(c):
     "Middle of Figure 2: the written sequence and what reads it."
     c.strip(
@@ -279,7 +279,7 @@ def _heads(c):
     c.words(59, 40.5, "logits", 8, SOFT, ha="left")
     c.words(72, 40.5, "all logits", 8, SOFT, ha="right")
 
-
+# %% ../../nbs/report/06_diagrams.ipynb #57086801
 def _targets(c, see):
     "Top of Figure 2: losses and what they compare with."
     c.box(15, 55, 14, 5.5, "$L_{SegRecon}$\nEq. 3", "loss")
@@ -306,7 +306,7 @@ def _targets(c, see):
         11,
     )
 
-
+# %% ../../nbs/report/06_diagrams.ipynb #fb0213ca
 def _legend(c, y):
     "What the colours mean."
     for x, (kind, name) in zip(

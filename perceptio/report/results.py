@@ -93,7 +93,7 @@ HASHES = dict(commit=40, data_hash=64, checkpoint_hash=64, code_hash=64, noteboo
 
 ABSOLUTE = re.compile(r"(?:^|[\s\"'=(])(?:~?/(?:[^/\s]+/)+[^/\s]*|[A-Za-z]:\\)")
 
-
+# %% ../../nbs/report/01_results.ipynb #44c7538c
 def leaves(tree, path: str = "") -> Iterator[tuple[str, object]]:
     "Every value in nested dicts and lists, with its path."
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
@@ -122,7 +122,7 @@ def _fields(found, wanted, where=""):
         elif key in HASHES and not re.fullmatch(rf"[0-9a-f]{{{HASHES[key]}}}", found[key]):
             yield f"{where}{key} is {found[key]!r}, not {HASHES[key]} hexadecimal digits"
 
-
+# %% ../../nbs/report/01_results.ipynb #5df9114e
 def _intervals(metrics, intervals):
     if not isinstance(metrics, dict) or not isinstance(intervals, dict):
         yield "metrics or intervals are no object"
@@ -137,7 +137,7 @@ def _intervals(metrics, intervals):
         elif not (bounds[0] - 1e-9 <= value <= bounds[1] + 1e-9):
             yield f"{name} = {value} is not within {bounds}"
 
-
+# %% ../../nbs/report/01_results.ipynb #9ef97578
 def measurements_of(result: dict) -> dict[str, dict]:  # part -> metrics, intervals
     "The measurements of a result: one, those of an ablation, or none, where plain numbers were recorded."
     if "intervals" in result["metrics"]:
