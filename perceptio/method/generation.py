@@ -75,7 +75,7 @@ class LoadedModel:
 
     @property
     def context(self) -> int:
-        "Tokens that fit: what the base declares, or more if it was trained on longer samples; rotary places have no end."
+        "Tokens that fit: what the base declares, or more if it was trained on longer samples."
         return max(self.model.inner.config.text_config.max_position_embeddings, self.settings.max_length)
 
     @loaded_once
@@ -214,8 +214,7 @@ class Perceptio(PerceptionReader):
         self,
         samples: Sequence[Sample],  # one turn each
         perceive: str,  # what tokens.request_parts reads; "auto" = the model decides from the words of the question
-        codes: Sequence[Sequence[int]]
-        | None = None,  # (n,) per sample: written in place of its own depth tokens; of several dense tokens a dict by name
+        codes: Sequence[Sequence[int]] | None = None,  # (n,) per sample, in place of its own; or a dict by token's name
         guided: bool = False,
         max_new_tokens: int = 64,
     ) -> list[PerceptioOutput]:

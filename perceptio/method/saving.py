@@ -129,8 +129,8 @@ def read_settings(folder: str | Path) -> Settings:
     if not path.is_file():
         beside = ", ".join(sorted(p.parent.name for p in Path(folder).parent.glob("*/settings.json"))) or "none"
         raise ValueError(
-            f"no Perceptio checkpoint in {str(folder)!r} (no settings.json); checkpoints beside it: {beside}. Train one "
-            "with `make train`; a run that was stopped while it saved goes on when it is started again"
+            f"no Perceptio checkpoint in {str(folder)!r} (no settings.json); checkpoints beside it: {beside}. "
+            "Train one with `make train`; a run that was stopped while it saved goes on when it is started again"
         )
     values = read_json(path, "take the checkpoint again, or start its run again")
     return recorded_settings(values, f"checkpoint {Path(folder).name!r}")
