@@ -32,7 +32,7 @@ mathjax_path = "tex-svg-full.js"  # one file that holds its fonts: nothing is lo
 nb_execution_mode = "off"  # build_site.py runs what is quick
 nb_output_stderr = "remove"
 nb_merge_streams = True
-nb_code_prompt_show = nb_code_prompt_hide = "Code"
+nb_code_prompt_show, nb_code_prompt_hide = "▸ {type}", "▾ {type}"
 nb_ipywidgets_js = {}  # would be loaded from elsewhere
 nb_render_markdown_format = "myst"
 myst_enable_extensions = ["amsmath", "attrs_block", "attrs_inline", "colon_fence", "dollarmath"]
