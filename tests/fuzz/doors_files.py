@@ -215,7 +215,8 @@ def checkpoints(rng, folder, kind):
 @cache
 def results():
     root = Path(__file__).parents[2] / "data" / "results"
-    return [(path.stem, json.loads(path.read_text())) for path in sorted(root.glob("tiny-*.json"))[:12]]
+    wholes = {path.stem: json.loads(path.read_text()) for path in sorted(root.glob("tiny-*.json"))[:12]}
+    return [(name, whole | {"settings": by_present_names(whole["settings"])}) for name, whole in wholes.items()]
 
 
 @door("result files", 8)
