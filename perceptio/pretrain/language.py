@@ -57,7 +57,7 @@ class BaseModel(nn.Module):
         return {"loss": loss, "text": text, "box": box, "looking": looking, "right": right}
 
     def looking(self, attention, input_ids, look):
-        "-log of the attention that two heads of the middle layer give to the cells an answer hangs on, while it is written."
+        "-log of the attention that two heads of the middle layer give to the cells an answer hangs on."
         rows, at = torch.nonzero(look.any(-1), as_tuple=True)
         start = (input_ids == self.backbone.config.image_token_id).int().argmax(1)  # the image tokens are contiguous
         columns = start[rows, None] + torch.arange(look.shape[-1], device=look.device)

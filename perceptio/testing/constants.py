@@ -25,7 +25,7 @@ ROPE_CONSTANTS = ("rope_type", "rope_theta", "factor")
 def in_use(
     settings: Settings,  # of a published size
 ) -> dict[str, object]:  # name -> value
-    "Constants of image processor and network: as a converted checkpoint has them, and random weights if they could differ."
+    "Constants of image processor and network, of a converted checkpoint and where they could differ of random weights."
     pixels, config = image_processor(settings), convert_config(published_config(settings), image_token_id=6)
     network, text, vision = build_backbone(settings, device="meta"), config.text_config, config.vision_config
     model, random = network.model, network.config.text_config

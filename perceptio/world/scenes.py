@@ -123,7 +123,8 @@ def scene_normals(
     rays, depth, ids, _ = trace(world.camera, world.bodies, *pixel_centres(px))
     if (ids.reshape(px, px) != scene.ids).any():
         raise ValueError(
-            f"scene {scene.index} of {scene.split!r} is not the one that seed {scene.seed} gives: it was changed, or made by another generator"
+            f"scene {scene.index} of {scene.split!r} is not the one that seed {scene.seed} gives:"
+            " it was changed, or made by another generator"
         )
     return seen_normals(world.camera, world.bodies, rays, depth, ids).reshape(3, px, px)
 
