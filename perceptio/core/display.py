@@ -7,7 +7,7 @@ see them."""
 __all__ = ['LINE', 'TABLE_STYLE', 'WORDS', 'LONG', 'INK', 'FAINT', 'VIOLET', 'RED', 'GREEN', 'AMBER', 'BLUE', 'GREY', 'PALETTE',
            'MASK_COLOURS', 'ReplacedLine', 'in_kernel', 'progress_bar', 'parts_bar', 'cell_text', 'StyledTable',
            'show_table', 'theme', 'themed', 'charts', 'with_palette', 'png_bytes', 'svg_bytes', 'save_picture',
-           'words_of_cell', 'show_picture', 'overlay']
+           'words_of_cell', 'show_picture', 'draw_heatmap', 'overlay']
 
 # %% ../../nbs/core/12_display.ipynb #fb1afb55
 import functools
@@ -286,6 +286,21 @@ def show_picture(
     from IPython.display import Image as Shown
 
     return Shown(png_bytes(figure, dpi), alt=words_of_cell() or None)
+
+# %% ../../nbs/core/12_display.ipynb #575feb0b
+def draw_heatmap(
+    axis,  # of `charts`
+    values: pd.DataFrame,  # what is coloured, from 0; NaN = blank
+    label: str,  # what the colour says
+    texts: pd.DataFrame | None = None,  # what is written in the squares
+) -> None:
+    "One square per value."
+    import seaborn
+
+    look = dict(cmap=seaborn.light_palette(VIOLET, as_cmap=True), square=True, linewidths=0.5)
+    seaborn.heatmap(values, vmin=0, annot=texts, fmt="", cbar_kws=dict(label=label), ax=axis, **look)
+    axis.grid(False)
+    axis.tick_params(length=0, labelrotation=0)
 
 # %% ../../nbs/core/12_display.ipynb #22ae83c9
 MASK_COLOURS = (

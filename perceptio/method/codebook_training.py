@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['draw_batches', 'train_codebook', 'gradient_norm', 'start_codes', 'save_training', 'read_training', 'load_training',
-           'evaluate_codebook', 'depth_maps', 'fit_codebook', 'training_file', 'kept_history', 'codebook_spec',
-           'ensure_codebook']
+           'evaluate_codebook', 'code_usage', 'plot_usage', 'depth_maps', 'fit_codebook', 'training_file',
+           'kept_history', 'codebook_spec', 'ensure_codebook']
 
 # %% ../../nbs/method/04_codebook_training.ipynb #d3203a20
 import hashlib
@@ -14,10 +14,13 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..core.dense import DenseToken
+from ..core.display import charts, draw_heatmap, themed
 from ..core.files import lock, make_once, read_json, remove_parts
 from ..core.foreign import check_keys
 from ..core.weights import check_step, load_tensors, read_state, write_weights
@@ -184,6 +187,30 @@ def evaluate_codebook(
     errors = {name: float(np.concatenate(values).mean()) for name, values in parts.items()}
     errors |= dict(mse=mse, rmse=math.sqrt(mse), mae=absolute / pixels)
     return errors | dict(codes_used=used, perplexity=perplexity(counts), counts=counts.long().tolist())
+
+# %% ../../nbs/method/04_codebook_training.ipynb #031c759f
+def code_usage(
+    counts: list[int],  # (K,) how often each code was used, from `evaluate_codebook`
+    columns: int = 16,
+) -> pd.DataFrame:  # use of code row + column; 1 = as often as with K equal codes, NaN after the last code
+    "The use of each code beside an even use, as a grid."
+    share = np.array(counts, float) * len(counts) / sum(counts)
+    rows = math.ceil(len(counts) / columns)
+    grid = np.pad(share, (0, rows * columns - len(counts)), constant_values=np.nan).reshape(rows, columns)
+    return pd.DataFrame(grid, index=range(0, rows * columns, columns))
+
+# %% ../../nbs/method/04_codebook_training.ipynb #9d3c8945
+@themed
+def plot_usage(
+    scores: dict,  # from `evaluate_codebook`
+) -> Figure:
+    "How often each code is used, one square per code."
+    grid, (used, n_codes) = code_usage(scores["counts"]), (scores["codes_used"], len(scores["counts"]))
+    figure, axes = charts(1, 1, 7, 0.8 + 0.35 * len(grid))
+    draw_heatmap(axes[0, 0], grid, "times an even use")
+    title = f"{used} of {n_codes} codes used, perplexity {scores['perplexity']:.1f}"
+    axes[0, 0].set(title=title, xlabel="code: row + column")
+    return figure
 
 # %% ../../nbs/method/04_codebook_training.ipynb #bd00fead
 def depth_maps(
