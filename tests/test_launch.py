@@ -229,7 +229,7 @@ def test_an_infinite_gradient_in_one_process_stops_both(tmp_path):
 
 def test_processes_end_with_their_launcher():
     "Also when it is killed and can stop nobody."
-    code = "import time; from perceptio.core import launch; launch.SLOW = ['perceptio.core.launch']; launch.launch(time.sleep, 600, processes=2)"
+    code = "import time; from perceptio.core import launch; launch.SLOW_IMPORTS = ['perceptio.core.launch']; launch.launch(time.sleep, 600, processes=2)"
     launcher = subprocess.Popen([sys.executable, "-c", code])
     started, there = time.monotonic(), []
     while len(there) < 4 and time.monotonic() < started + 120:  # the server, its tracker, and the two
@@ -253,5 +253,7 @@ for name in sys.argv[1:]:
     __import__(name)
 assert not any(name.startswith("perceptio") for name in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code, *perceptio.core.launch.SLOW], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *perceptio.core.launch.SLOW_IMPORTS], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
