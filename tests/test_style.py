@@ -18,11 +18,7 @@ def test_module_is_at_most_450_lines(path):
     assert len(lines) <= 450
 
 
-# folders whose lessons have no line that needs scrolling
-SHORT_LINES = ("core", "convert", "data", "pretrain", "evaluate", "testing")
-
-
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.parent.name in SHORT_LINES], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_lines_of_lessons_are_at_most_120_columns(path):
     "In code and prose; the formatter splits neither texts nor comments. A row of a table, and an equation, is one line."
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]

@@ -31,7 +31,8 @@ def normalize_depth(
     x = torch.as_tensor(inverse_depth).double()  # the range of two float32 may be too large for one
     if bad := (~x.isfinite()).sum().item():
         raise ValueError(
-            f"{bad} values of the depth maps are NaN or infinite: fill the holes of a measured map; if a network wrote them, run it in float32"
+            f"{bad} values of the depth maps are NaN or infinite: fill the holes of a measured map; if a network wrote "
+            "them, run it in float32"
         )
     low, high = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
     return ((x - low) / (high - low).where(high > low, 1.0)).float()
@@ -195,7 +196,7 @@ class DenseCodebook(nn.Module):
         return self.maps.valid(self.decode_latents(self.codebook[ids]))
 
     def forward(self, depth: Tensor, quantise: bool = True) -> dict[str, Tensor]:
-        "Training pass on maps (B, C, H, W): `mse` in [0, 1] units, `loss` = MSE in [-1, 1] units + commitment, `codes_used`."
+        "Training pass on maps (B, C, H, W): `mse` in [0, 1] units, `loss` = MSE in [-1, 1] + commitment, `codes_used`."
         target = self.resize(depth)
         z, commitment, used = self.latents(target), 0.0, 0
         if quantise:
@@ -254,20 +255,26 @@ def read_folder(
         or any(type(v) is not int or not 0 < v <= 2**16 for v in sizes)
     ):
         raise ValueError(
-            f"{folder / 'codebook.json'}: config is {config!r}, and must hold {', '.join(sorted(CONFIG))}, positive whole numbers and the name of a preset: {REDO_CODEBOOK}"
+            f"{folder / 'codebook.json'}: config is {config!r}, and must hold {', '.join(sorted(CONFIG))}, positive "
+            f"whole numbers and the name of a preset: {REDO_CODEBOOK}"
         )
     token = config.get("token", "depth")
     meaning = dense_maps(token).meaning
     meant = {k: meant.get(k) if isinstance(meant, dict) else None for k in meaning}
     if other := [k for k, v in meaning.items() if meant[k] != v]:
         raise ValueError(
-            f"{folder}: {other[0]} of its {token} is {meant[other[0]]!r} by codebook.json, and {meaning[other[0]]!r} here: its codes would mean something else; train one (train_codebook.ipynb)"
+            f"{folder}: {other[0]} of its {token} is {meant[other[0]]!r} by codebook.json, and {meaning[other[0]]!r} "
+            "here: its codes would mean something else; train one (train_codebook.ipynb)"
         )
     return config, read_weights(folder / "model.safetensors")
 
 # %% ../../nbs/method/03_codebook.ipynb #3f17a1bf
-METRES = (": AiT's depth VQ-VAE speaks metres, larger = farther, not normalised, and as a codebook of inverse depth would turn every map round. Take AURORA's or MolmoAct's file, "
-          "or train one (train_codebook.ipynb); if you know that this one was trained on inverse depth, set codebook_unit = inverse")  # fmt: skip
+METRES = (
+    ": AiT's depth VQ-VAE speaks metres, larger = farther, not normalised, and as a codebook of inverse depth would "
+    "turn every map round. Take AURORA's or MolmoAct's file, "
+    "or train one (train_codebook.ipynb); if you know that this one was trained on inverse depth, set codebook_unit = "
+    "inverse"
+)
 
 
 def read_foreign(
@@ -298,7 +305,7 @@ def read_foreign(
 def load_codebook(
     path: str | Path,  # folder of save_codebook, or a file of AURORA / MolmoAct
     size: int = 320,  # files only: pixels per side; the network is convolutional
-    unit: str = "",  # files only: "inverse" = trained on inverse depth, whatever it looks like; "" = refuse what looks like metres
+    unit: str = "",  # files only: "inverse" = trained on it, whatever it looks like; "" = refuse what looks like metres
 ) -> DepthCodebook:  # frozen
     "Load either kind of checkpoint, strictly."
     path = Path(path)
@@ -328,7 +335,8 @@ def load_codebook(
     )
     if path.is_file() and not unit and (median := levels_of_codes(codebook).median()) > 1.05:
         raise ValueError(
-            f"{path.name}: half of its codes stand for more than {median:.3g}, where inverse depth lies in [-1, 1]{METRES}"
+            f"{path.name}: half of its codes stand for more than {median:.3g}, where inverse depth lies in [-1, "
+            f"1]{METRES}"
         )
     return codebook.freeze()
 

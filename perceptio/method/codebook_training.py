@@ -29,7 +29,7 @@ from .vqvae import perplexity
 
 # %% ../../nbs/method/04_codebook_training.ipynb #10d2837f
 def draw_batches(
-    depths,  # (N, H, W) or (N, C, H, W) array or tensor, anything else with a shape that gives tensors for B rows, or an iterable of batches (B, C, H, W)
+    depths,  # (N, H, W) or (N, C, H, W), whatever gives tensors for B rows; or an iterable of batches (B, C, H, W)
     batch_size: int,
     generator: torch.Generator,
 ):  # endless iterator of what is in a batch, for messages, and the batch (B, C, H, W) float32
@@ -55,7 +55,7 @@ def train_codebook(
     every: int = 1000,  # steps between two states
     token: DenseToken | None = None,  # whose maps; None = depth
 ) -> tuple[DepthCodebook, list[dict]]:  # frozen codebook, one record (step, loss, mse, codes_used) per step
-    "Train a depth VQ-VAE (paper 3.2). Killed, the same call goes on from the last kept state and ends with the same weights."
+    "Train a depth VQ-VAE (paper 3.2). Killed, the same call goes on from the last state to the same weights."
     if keep and not hasattr(depths, "shape"):
         raise ValueError("an iterable of batches cannot be resumed, it begins anew: give maps by row, or keep no state")
     generator = generator or torch.Generator().manual_seed(settings.seed)
@@ -143,7 +143,8 @@ def load_training(file: str | Path, codebook, optimizer, schedule, generator) ->
     steps = schedule.state_dict()["T_max"]
     if (numbers["config"], numbers["schedule"]["T_max"]) != (codebook.config, steps):
         raise ValueError(
-            f"{Path(file).name} belongs to a codebook {numbers['config']} of {numbers['schedule']['T_max']} steps, not {codebook.config} of {steps}: delete it, or go on with those settings"
+            f"{Path(file).name} belongs to a codebook {numbers['config']} of {numbers['schedule']['T_max']} steps, not "
+            f"{codebook.config} of {steps}: delete it, or go on with those settings"
         )
     state = {name.removeprefix("codebook."): t for name, t in tensors.items() if name.startswith("codebook.")}
     load_tensors(
@@ -229,7 +230,7 @@ def depth_maps(
 # %% ../../nbs/method/04_codebook_training.ipynb #3c0e8117
 def fit_codebook(
     settings,  # Settings
-    store,  # see `depth_maps`, or maps by row (data/15_depth_store), which stay where they are; its meta["sha256"]["depth.npy"] is recorded
+    store,  # see `depth_maps`, or maps by row (data/15_depth_store); its meta["sha256"]["depth.npy"] is recorded
     folder: str | Path,  # receives the codebook; the state of training until then
     progress=None,  # see `train_codebook`
     device: str | torch.device = "cpu",

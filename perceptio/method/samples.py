@@ -89,7 +89,7 @@ def prompt_ids(
     n_image_tokens: int,  # 0 for text only, and for later turns about the same image
     tokenizer,
     settings: Settings,  # system_message
-    first: bool = True,  # of the conversation: the system block stands here, after the start token of a tokenizer that has one (InternLM2's `<s>`)
+    first: bool = True,  # of the conversation: the system block stands here, after a start token (InternLM2's `<s>`)
 ) -> list[int]:
     "The user's turn with the words that ask for perception."
     start = [tokenizer.bos_token_id] if first and tokenizer.bos_token_id is not None else []
@@ -192,7 +192,7 @@ def nearest_pixels(
     planes: np.ndarray,  # (k, H, W)
     side: int,  # 0 = as they are
 ) -> np.ndarray:  # (k, side, side)
-    "The upper left of the pixels that each new one covers, as in Sa2VA: torch's nearest, without its float32 copy of every mask."
+    "The upper left of the pixels that each new one covers, as in Sa2VA: torch's nearest, without its float32 copy."
     if not side:
         return planes
     rows, columns = (np.arange(side) * n // side for n in planes.shape[1:])
@@ -249,11 +249,13 @@ class Collator:
             return {}
         if len(shapes := {s.disparity.shape for s in samples if s.disparity is not None}) > 1:
             raise ValueError(
-                f"depth maps of sizes {sorted(shapes)} in one batch: bring them to depth_size = {self.settings.depth_size} first"
+                f"depth maps of sizes {sorted(shapes)} in one batch: bring them to depth_size = "
+                f"{self.settings.depth_size} first"
             )
         if lacking := [s.key for s in samples if s.codes is not None and s.disparity is None]:
             raise ValueError(
-                f"samples {lacking[:3]} have depth tokens but no map to compare with: give the map, or set recon_target = codes"
+                f"samples {lacking[:3]} have depth tokens but no map to compare with: give the map, or set "
+                "recon_target = codes"
             )
         shape = next(iter(shapes))
         maps = [np.zeros(shape, np.float32) if s.disparity is None else s.disparity for s in samples]
@@ -276,7 +278,8 @@ class Collator:
         )
         if asked != sum(map(len, planes)):
             raise ValueError(
-                f"sample {sample.key} has {asked} [SEG] and {sum(map(len, planes))} masks: the k-th [SEG] belongs to the k-th mask"
+                f"sample {sample.key} has {asked} [SEG] and {sum(map(len, planes))} masks: the k-th [SEG] belongs to "
+                "the k-th mask"
             )
         return torch.from_numpy(np.concatenate([nearest_pixels(p, self.settings.mask_size) for p in planes]))
 

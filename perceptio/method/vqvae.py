@@ -33,7 +33,7 @@ def nearest_codes(
     z: Tensor,  # (N, D)
     codes: Tensor,  # (K, D)
 ) -> Tensor:  # (N,) long
-    "Index of the nearest code in squared Euclidean distance; |z|^2 is the same for all codes and left out. In float32, also under autocast."
+    "Index of the nearest code in squared Euclidean distance, without |z|^2; in float32, also under autocast."
     with torch.autocast(z.device.type, enabled=False):
         return (codes.square().sum(1) - 2 * z @ codes.T).argmin(1)
 

@@ -29,7 +29,8 @@ from ..world.mixture import world, world_hash
 
 # %% ../../nbs/report/02_ablation.ipynb #10c40689
 ROWS = {  # ablation -> how tables print it
-    "full": "P", "no_depth": "P (-Depth)", "no_seg": "P (-Seg)", "no_depth_recon": "P (-Depth-Rec)", "no_depth_tokens": "P (-Depth-Gen)", "no_perception": "text only",
+    "full": "P", "no_depth": "P (-Depth)", "no_seg": "P (-Seg)", "no_depth_recon": "P (-Depth-Rec)",
+    "no_depth_tokens": "P (-Depth-Gen)", "no_perception": "text only",
 }  # fmt: skip
 
 # %% ../../nbs/report/02_ablation.ipynb #0419f372

@@ -51,11 +51,13 @@ def without_perception(
     rows, head = inner.get_input_embeddings(), inner.get_output_embeddings()
     if type(rows) is not nn.Embedding or type(head) is not nn.Linear:
         raise ValueError(
-            f"embedding and head are {type(rows).__name__} and {type(head).__name__}: only whole matrices can be cut; merge the new rows first"
+            f"embedding and head are {type(rows).__name__} and {type(head).__name__}: only whole matrices can be cut; "
+            "merge the new rows first"
         )
     if len(rows.weight) != kept + len(predictor.vocab.ids):
         raise ValueError(
-            f"{len(rows.weight)} rows, perception tokens are {kept}..{max(predictor.vocab.ids)}: they are not the last ones"
+            f"{len(rows.weight)} rows, perception tokens are {kept}..{max(predictor.vocab.ids)}: they are not the last "
+            "ones"
         )
     memo = {id(p): p for p in predictor.model.parameters()} | {id(p): p for p in predictor.model.buffers()}
     model = copy.deepcopy(predictor.model, memo)  # modules are new, weights are shared
@@ -237,9 +239,12 @@ def beside_paper(
     ours = []
     for way, row in table.iterrows():
         ours.append(dict(source=f"measured, {name}", model=way, **{
-            "s / 100 tokens": round(row["seconds_100"], 3), "s / answer": round(row["seconds"], 3), "tokens / answer": round(row["tokens"], 1),
-            "FLOPs": f"{row['flops'] / 1e9:.3f} G / answer", "s / answer, ratio": round(row["seconds_ratio"], 2), "FLOPs / answer, ratio": round(row["flops_ratio"], 2),
-            "s / 100 tokens, ratio": round(row["seconds_100_ratio"], 2), "FLOPs / 100 tokens, ratio": round(row["flops_100_ratio"], 2),
+            "s / 100 tokens": round(row["seconds_100"], 3), "s / answer": round(row["seconds"], 3),
+            "tokens / answer": round(row["tokens"], 1),
+            "FLOPs": f"{row['flops'] / 1e9:.3f} G / answer", "s / answer, ratio": round(row["seconds_ratio"], 2),
+            "FLOPs / answer, ratio": round(row["flops_ratio"], 2),
+            "s / 100 tokens, ratio": round(row["seconds_100_ratio"], 2),
+            "FLOPs / 100 tokens, ratio": round(row["flops_100_ratio"], 2),
         }))  # fmt: skip
     return pd.DataFrame([*quoted, *ours]).set_index(["source", "model"]).astype(object).fillna("")
 

@@ -23,7 +23,8 @@ SOFT = "#57606a"
 
 
 BOX_COLOURS = {  # face, edge
-    "data": ("#f6f8fa", "#b1bac4"), "frozen": ("#e4edf8", "#6f93c0"), "trained": ("#fdeed8", "#d08a2e"), "loss": ("#fbe6e6", "#c0362c"),
+    "data": ("#f6f8fa", "#b1bac4"), "frozen": ("#e4edf8", "#6f93c0"), "trained": ("#fdeed8", "#d08a2e"),
+    "loss": ("#fbe6e6", "#c0362c"),
     "seg": ("#d8f0e0", "#3d9a63"), "depth": ("#e9e0f7", "#7d5bb5"), "text": ("#ffffff", "#8c959f"),
 }  # fmt: skip
 

@@ -186,8 +186,21 @@ def marked_cases(
     for item, out in zip(items, predictor.generate(samples, "depth")):
         truth, read = f"({item.question.answer})", item.letter_at(out.depth)
         said = f"its depth map says {f'({read})' if read else 'nothing'}"
-        cases.append(Case(item.key, store[item.scene].image, out.question, out.text, out.text == truth, f"true answer {truth}", item.disparity, out.depth,
-                          points=item.question.points, letters=item.question.letters, remark=said))  # fmt: skip
+        cases.append(
+            Case(
+                item.key,
+                store[item.scene].image,
+                out.question,
+                out.text,
+                out.text == truth,
+                f"true answer {truth}",
+                item.disparity,
+                out.depth,
+                points=item.question.points,
+                letters=item.question.letters,
+                remark=said,
+            )
+        )
     return cases
 
 # %% ../../nbs/report/05_figures.ipynb #8cb91e84
@@ -210,8 +223,14 @@ def small_print(
     "Where the pictures come from and how they were chosen."
     good = sum(c.right for c in cases)
     count = lambda n, word: f"the first {word}" if n == 1 else f"the first {n} {word}"  # noqa: E731
-    origin = f"Run {record['name']}, size {record['size']}, seed {record['seed']}, {code_name(record, 8)}; built-in scenes, free decoding."
-    chosen = f"Shown: {count(right, 'right')} and {count(wrong, 'wrong')} of {len(cases)} {what} in the order of the validation scenes"
+    origin = (
+        f"Run {record['name']}, size {record['size']}, seed {record['seed']}, {code_name(record, 8)}; built-in scenes, "
+        "free decoding."
+    )
+    chosen = (
+        f"Shown: {count(right, 'right')} and {count(wrong, 'wrong')} of {len(cases)} {what} in the order of the "
+        "validation scenes"
+    )
     return f"{origin} {chosen} ({good} right, {len(cases) - good} wrong)."
 
 # %% ../../nbs/report/05_figures.ipynb #02ca910a

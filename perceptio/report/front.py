@@ -51,10 +51,16 @@ README_ROWS = {  # name in README -> measure of suite.summary, measure of its ce
     "mask of the named object, cIoU": ("res/val cIoU, attribute+location", ""),
     "… unseen pairs of colour, shape": ("res/testB cIoU, attribute+location", ""),
     "closed questions, accuracy": ("vqa, mean of the kinds", ""),
-    "nearest of 3 to 5 marked points": ("marked points, answer", "marked points, the object that reaches lowest (exact masks)"),
-    "… read off its own depth map": ("marked points, read off the generated depth", "marked points, read off the true depth tokens"),
+    "nearest of 3 to 5 marked points": (
+        "marked points, answer",
+        "marked points, the object that reaches lowest (exact masks)",
+    ),
+    "… read off its own depth map": (
+        "marked points, read off the generated depth",
+        "marked points, read off the true depth tokens",
+    ),
     "depth map, error (low is good)": ("generated depth, MSE", "true depth tokens, MSE (floor)"),
-}  # fmt: skip
+}
 
 # %% ../../nbs/report/09_front.ipynb #c8399f74
 def _shown(measure, value, name=""):
@@ -96,10 +102,16 @@ def front_table(
 
 # %% ../../nbs/report/09_front.ipynb #998486f1
 RESULT_GROUPS = {  # heading -> how the measures in it begin
-    "Referring masks, cIoU": ("res/",), "Sentence after a mask": ("sentence names ",), "Marked points, accuracy": ("marked points, ",),
-    "Depth": ("generated depth", "true depth", "depth span"), "Closed questions, accuracy": ("vqa, ",),
-    "Perceived without the template": ("asked in words without the template: ", "plain questions without the template, "),
-}  # fmt: skip
+    "Referring masks, cIoU": ("res/",),
+    "Sentence after a mask": ("sentence names ",),
+    "Marked points, accuracy": ("marked points, ",),
+    "Depth": ("generated depth", "true depth", "depth span"),
+    "Closed questions, accuracy": ("vqa, ",),
+    "Perceived without the template": (
+        "asked in words without the template: ",
+        "plain questions without the template, ",
+    ),
+}
 
 
 CEILINGS = {ceiling for _, ceiling in README_ROWS.values()}  # not the model's: not bold
@@ -187,7 +199,10 @@ def printed_by(
     return out.getvalue().rstrip()
 
 # %% ../../nbs/report/09_front.ipynb #d2fb2750
-NOT_SHOWN = "*What it prints is written here by `make results`, from the weights of the published run `{run}`; they were not at hand.*"
+NOT_SHOWN = (
+    "*What it prints is written here by `make results`, from the weights of the published run `{run}`; they were not "
+    "at hand.*"
+)
 
 
 def snippet_output(

@@ -119,7 +119,13 @@ def cells(
     return found
 
 # %% ../../nbs/report/04_paper.ipynb #baea2786
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: operator.pow}  # fmt: skip
+OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
 
 
 FUNCTIONS = {"max": max, "min": min, "round": round}
@@ -245,9 +251,21 @@ def audit_table(
     claims: list[Claim] | None = None,  # from `audit`, None = all
 ) -> pd.DataFrame:  # one row per statement
     "The statements, what they were computed from, and the verdicts."
-    rows = [{"where": c.where, "statement": c.says, "computed from": c.formula, "computed": shown(c.computed), "relation": c.relation,
-             "printed": shown(c.printed) if c.printed is None else str(c.printed), "verdict": c.verdict, "kind": c.kind,
-             "rounding": "possible" if c.rounding else "", "note": c.note} for c in (audit() if claims is None else claims)]  # fmt: skip
+    rows = [
+        {
+            "where": c.where,
+            "statement": c.says,
+            "computed from": c.formula,
+            "computed": shown(c.computed),
+            "relation": c.relation,
+            "printed": shown(c.printed) if c.printed is None else str(c.printed),
+            "verdict": c.verdict,
+            "kind": c.kind,
+            "rounding": "possible" if c.rounding else "",
+            "note": c.note,
+        }
+        for c in (audit() if claims is None else claims)
+    ]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/report/04_paper.ipynb #519d2a3c
@@ -339,12 +357,17 @@ def audit_markdown(
     extra = {"reading": "another reading: ", "check": "our check: "}
     frame["statement"] = frame["kind"].map(extra).fillna("") + frame["statement"]
     failed = frame[(frame["verdict"] == FAILS) & (frame["kind"] == "statement")]
-    parts = ["# The paper's statements, computed from the numbers it prints", f"{paper['source']}. Written by `nbs/audit.ipynb`; formulas and cells are in "
-             "`data/paper/reported_results.json`. A statement holds if the computed number, rounded to the printed digits, is the printed one, or stands in "
-             "the relation that the statement names. Other readings and our own checks are listed, but not counted.",
-             frame_markdown(totals, tuple(totals.columns)), "## What does not hold",
-             "`rounding`: numbers that round to the printed cells exist for which the statement would hold.",
-             frame_markdown(failed, ("where", *AUDIT_COLUMNS[:5], "rounding"))]  # fmt: skip
+    parts = [
+        "# The paper's statements, computed from the numbers it prints",
+        f"{paper['source']}. Written by `nbs/audit.ipynb`; formulas and cells are in "
+        "`data/paper/reported_results.json`. A statement holds if the computed number, rounded to the printed digits, "
+        "is the printed one, or stands in "
+        "the relation that the statement names. Other readings and our own checks are listed, but not counted.",
+        frame_markdown(totals, tuple(totals.columns)),
+        "## What does not hold",
+        "`rounding`: numbers that round to the printed cells exist for which the statement would hold.",
+        frame_markdown(failed, ("where", *AUDIT_COLUMNS[:5], "rounding")),
+    ]
     for where, rows in frame.groupby("where", sort=False):
         parts += [f"## {where}", frame_markdown(rows, AUDIT_COLUMNS)]
     return "\n\n".join(parts) + "\n"

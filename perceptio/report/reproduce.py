@@ -210,7 +210,8 @@ def page(
     lines = [
         "# Tables, figures and claims of the paper",
         "",
-        f"Written by `nbs/reproduce.ipynb` at size `{size}`. Quoted numbers are the paper's; a number of ours names its run.",
+        f"Written by `nbs/reproduce.ipynb` at size `{size}`. Quoted numbers are the paper's; a number of ours names "
+        "its run.",
         "",
     ]
     for k in range(1, 6):
@@ -248,7 +249,8 @@ def check_clean(root: Path | None = None) -> None:  # None = the checkout
     if changed := git("status", "--porcelain", folder=root).splitlines():
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise ValueError(
-            f"publishing changes committed files, and {len(changed)} differ from the commit already: commit or undo them first ({', '.join(line[3:] for line in changed[:5])}{more})"
+            f"publishing changes committed files, and {len(changed)} differ from the commit already: commit or undo "
+            f"them first ({', '.join(line[3:] for line in changed[:5])}{more})"
         )
 
 # %% ../../nbs/report/10_reproduce.ipynb #d86b0d48

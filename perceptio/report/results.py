@@ -58,7 +58,8 @@ def write_parts(
             refused.append(str(error))
     if refused:
         raise ValueError(
-            f"{len(refused)} of {len(results)} results were not written (their records are in {folder.name}/records): {'; '.join(refused)}"
+            f"{len(refused)} of {len(results)} results were not written (their records are in {folder.name}/records): "
+            f"{'; '.join(refused)}"
         )
     return written
 

@@ -82,7 +82,8 @@ class Table:
         "Append a row; every column has a cell."
         if len(cells) != len(self.columns):
             raise ValueError(
-                f"row {name!r} has {len(cells)} cells, table {self.title!r} has {len(self.columns)} columns: give a cell (NONE if empty) for each"
+                f"row {name!r} has {len(cells)} cells, table {self.title!r} has {len(self.columns)} columns: give a "
+                "cell (NONE if empty) for each"
             )
         self.rows.append((name, cells))
 
@@ -129,24 +130,33 @@ class Table:
             "none": "",
         }
         cell = lambda c: (
-            f'<td style="text-align:right;white-space:nowrap;padding:2px 8px;{style[c.kind]}">{html_text(c.text())}</td>'
+            '<td style="text-align:right;white-space:nowrap;padding:2px '
+            f'8px;{style[c.kind]}">{html_text(c.text())}</td>'
         )
         head = "".join(f'<th style="text-align:right;padding:2px 8px">{html_text(c)}</th>' for c in ["", *self.columns])
         rows = "".join(
-            f'<tr><td style="text-align:left;white-space:nowrap;padding:2px 8px">{html_text(name)}</td>{"".join(map(cell, cells))}</tr>\n'
+            '<tr><td style="text-align:left;white-space:nowrap;padding:2px '
+            f'8px">{html_text(name)}</td>{"".join(map(cell, cells))}</tr>\n'
             for name, cells in self.rows
         )
         notes = "".join(f"<li>{html_text(note)}</li>" for note in self.notes)
-        return f'<table class="{MATHLESS}" style="border-collapse:collapse;font-size:90%"><caption style="text-align:left;font-weight:bold">{html_text(self.title)}</caption><tr>{head}</tr>\n{rows}</table><ul style="font-size:85%">{notes}</ul>\n'
+        return (
+            f'<table class="{MATHLESS}" style="border-collapse:collapse;font-size:90%">'
+            f'<caption style="text-align:left;font-weight:bold">{html_text(self.title)}</caption>'
+            f'<tr>{head}</tr>\n{rows}</table><ul style="font-size:85%">{notes}</ul>\n'
+        )
 
     def _repr_html_(self) -> str:
         return self.html()
 
 # %% ../../nbs/report/08_tables.ipynb #be6970ae
 PAPER_COLUMNS = {  # column of the paper -> (result, metric in it, factor to the paper's unit)
-    "RefCOCO": ("{run}-refcoco-val", "ciou", 100), "RefCOCO+": ("{run}-refcoco+-val", "ciou", 100), "RefCOCOg": ("{run}-refcocog-val", "ciou", 100),
-    **{name: (f"{{run}}-lmms-{c.task}", name, 1) for name, c in BENCHMARKS.items() if name != "MME"}, **{name: (f"{{run}}-lmms-{BENCHMARKS['MME'].task}", name, 1) for name in BENCHMARK_PARTS["MME"]},
-    **{f"{k} Points": ("{run}-aurora-hardblink-published", f"accuracy@{k}", 100) for k in (3, 4, 5)}, "Average": ("{run}-aurora-hardblink-published", "average", 100),
+    "RefCOCO": ("{run}-refcoco-val", "ciou", 100), "RefCOCO+": ("{run}-refcoco+-val", "ciou", 100),
+    "RefCOCOg": ("{run}-refcocog-val", "ciou", 100),
+    **{name: (f"{{run}}-lmms-{c.task}", name, 1) for name, c in BENCHMARKS.items() if name != "MME"},
+    **{name: (f"{{run}}-lmms-{BENCHMARKS['MME'].task}", name, 1) for name in BENCHMARK_PARTS["MME"]},
+    **{f"{k} Points": ("{run}-aurora-hardblink-published", f"accuracy@{k}", 100) for k in (3, 4, 5)},
+    "Average": ("{run}-aurora-hardblink-published", "average", 100),
 }  # fmt: skip
 
 
@@ -183,7 +193,10 @@ def origin_note(
     protocol = f"; {result['protocol']}" if result.get("protocol") else ""
     run = result["run"]
     code = lambda state: code_name(state).removeprefix("commit ") + (" (dirty)" if state.get("dirty") else "")
-    return f"{name}: run {run['name']}, size {result['size']}, seed {result['seed']}, trained at {code(run)}, measured at {code(result)}, data {result['data_hash'][:10]}{protocol}"
+    return (
+        f"{name}: run {run['name']}, size {result['size']}, seed {result['seed']}, trained at {code(run)}, measured at "
+        f"{code(result)}, data {result['data_hash'][:10]}{protocol}"
+    )
 
 # %% ../../nbs/report/08_tables.ipynb #e3563b38
 ROW_RUNS = {  # row of the paper -> run of ours
@@ -193,8 +206,10 @@ ROW_RUNS = {  # row of the paper -> run of ours
 
 
 TITLES = {
-    1: "Table 1: referring segmentation (cIoU, val) and image question answering", 2: "Table 2: HardBLINK, accuracy in %", 3: "Table 3: HardBLINK without depth",
-    4: "Table 4: question answering without depth and without segmentation", 5: "Table 5: question answering without one depth loss",
+    1: "Table 1: referring segmentation (cIoU, val) and image question answering",
+    2: "Table 2: HardBLINK, accuracy in %", 3: "Table 3: HardBLINK without depth",
+    4: "Table 4: question answering without depth and without segmentation",
+    5: "Table 5: question answering without one depth loss",
 }  # fmt: skip
 
 
@@ -218,7 +233,8 @@ def paper_table(
         TITLES[number],
         list(printed.columns),
         notes=[
-            "plain: quoted from the paper (arXiv 2603.18795), not run here; bold: measured by this repository; italic: ours minus the paper's, or not run"
+            "plain: quoted from the paper (arXiv 2603.18795), not run here; bold: measured by this repository; italic: "
+            "ours minus the paper's, or not run"
         ],
     )
     for name, row in printed.iterrows():

@@ -57,7 +57,8 @@ def may_begin(
     if step is not None:
         check_state(
             folder / f"checkpoint-{step}",
-            f"delete the folder checkpoint-{step}, and the run goes on from the checkpoint before it, or from its beginning",
+            f"delete the folder checkpoint-{step}, and the run goes on from the checkpoint before it, or from its "
+            "beginning",
         )
     return step
 
@@ -75,7 +76,7 @@ def begin_run(
 
 # %% ../../nbs/train/03_run.ipynb #7e940213
 class OwnSchedule(TrainerCallback):
-    "The first step after a checkpoint takes the learning rate of this run's schedule; the optimiser brings back that of the schedule it was saved under."
+    "The first step after a checkpoint takes this run's learning rate, not the one saved with the optimiser."
 
     def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
         "After the checkpoint was read."
@@ -163,7 +164,8 @@ def trainer_on(
     arguments = training_arguments(settings, folder, disable_tqdm=True, report_to=report_to, **more)
     return PerceptioTrainer(
         model, arguments, train_dataset=mixture, data_collator=collator, processing_class=tokenizer,
-        mask_lr=settings.mask_lr, count=lambda batch: step_counts(batch, model.vocab), lengths=lengths, callbacks=[*callbacks, OwnSchedule(), StepBar()],
+        mask_lr=settings.mask_lr, count=lambda batch: step_counts(batch, model.vocab), lengths=lengths,
+        callbacks=[*callbacks, OwnSchedule(), StepBar()],
     )  # fmt: skip
 
 # %% ../../nbs/train/03_run.ipynb #20c1ac6b
@@ -187,7 +189,7 @@ def scene_mixture(
     codes,  # (N, n) uint8, from prepare_scenes
     others: dict | None = None,  # codebooks of further dense tokens, from run_others
 ) -> SceneMixture:
-    "The built-in scenes as the samples of a run. What can be asked about them is part of the data; the run's seed draws from it."
+    "The built-in scenes as the samples of a run; the run's seed draws from all that can be asked about them."
     samples = settings.batch_size * settings.grad_accum * settings.world_size
     dense = dense_scenes(store, settings, others) if others else None
     return SceneMixture(store, load_tasks(store), settings, codes, length=settings.max_steps * samples, dense=dense)
@@ -201,7 +203,7 @@ def train_run(
     report_to: str = "none",  # a tracker that is sent every log line
 ) -> (
     float | None
-):  # minutes of training without the measurements; None for a run that was stopped on the way or trained longer: not one stretch of time
+):  # minutes of training without measurements; None if the run was stopped or trained longer: not one stretch
     "Train, and leave the model in runs/<name>/checkpoint."
     with Run.reopen(run_dir(name)) as run:
         stores = world(settings, progress=False) if settings.data == "scenes" else {}
@@ -242,7 +244,7 @@ def train_run(
 def known_minutes(
     record: dict,  # of a run that goes on
 ) -> float | None:
-    "What an earlier call has measured, if the training came to its end in it: who measures a finished run again does not lose it."
+    "What an earlier call has measured, if the training ended in it: measuring a finished run again does not lose it."
     if "minutes" in record.get("results", {}):
         return record["results"]["minutes"]
     for again in reversed(record.get("resumed", [])):

@@ -68,12 +68,13 @@ def passes(
     settings: Settings,
     processes: int,  # one per device
 ) -> tuple[int, int]:  # samples per pass on each device, passes per optimiser step
-    "How the samples of one optimiser step are divided: the step stays that of the recipe, whatever the number of devices."
+    "How the samples of one optimiser step are divided: it stays the recipe's, whatever the number of devices."
     step = settings.batch_size * settings.grad_accum * settings.world_size
     each, rest = divmod(step, processes)
     if rest or each % (samples := min(settings.batch_size, each) or 1):
         raise ValueError(
-            f"{processes} devices cannot share the {step} samples of a step in passes of {settings.batch_size}: use a number of devices that divides it, or set batch_size"
+            f"{processes} devices cannot share the {step} samples of a step in passes of {settings.batch_size}: use a "
+            "number of devices that divides it, or set batch_size"
         )
     return samples, each // samples
 
@@ -87,7 +88,8 @@ def check_report(
     "Refuse a tracker that does not exist or is not installed."
     if report_to not in REPORTS:
         raise ValueError(
-            f"report_to = {report_to!r} does not exist: use one of {', '.join(REPORTS)}{did_you_mean(report_to, REPORTS)}"
+            f"report_to = {report_to!r} does not exist: use one of "
+            f"{', '.join(REPORTS)}{did_you_mean(report_to, REPORTS)}"
         )
     if report_to != "none":
         require(report_to, "or set report_to = none")
@@ -109,13 +111,17 @@ def training_arguments(
     samples, accumulated = passes(settings, processes or int(os.environ.get("WORLD_SIZE", 1)))
     steps = max_steps or settings.max_steps
     values = dict(
-        output_dir=str(out), max_steps=steps or -1, num_train_epochs=settings.epochs, per_device_train_batch_size=samples,
+        output_dir=str(out), max_steps=steps or -1, num_train_epochs=settings.epochs,
+        per_device_train_batch_size=samples,
         gradient_accumulation_steps=accumulated, learning_rate=settings.lr, weight_decay=settings.weight_decay,
-        adam_beta1=settings.beta1, adam_beta2=settings.beta2, adam_epsilon=1e-8, max_grad_norm=settings.clip, warmup_steps=settings.warmup,
+        adam_beta1=settings.beta1, adam_beta2=settings.beta2, adam_epsilon=1e-8, max_grad_norm=settings.clip,
+        warmup_steps=settings.warmup,
         lr_scheduler_type="cosine", bf16=use_bf16(settings), use_cpu=not torch.cuda.is_available(), seed=settings.seed,
-        data_seed=settings.seed, save_steps=save_steps or settings.save_steps or max(1, steps // 8), save_total_limit=settings.keep_checkpoints,
+        data_seed=settings.seed, save_steps=save_steps or settings.save_steps or max(1, steps // 8),
+        save_total_limit=settings.keep_checkpoints,
         logging_steps=log_steps or (max(1, steps // 100) if steps else 10), remove_unused_columns=False,
-        report_to=check_report(report_to), run_name=Path(out).name, dataloader_num_workers=settings.workers, dataloader_pin_memory=torch.cuda.is_available(), label_names=[], logging_nan_inf_filter=False,
+        report_to=check_report(report_to), run_name=Path(out).name, dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=torch.cuda.is_available(), label_names=[], logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,
     )  # fmt: skip
     arguments = TrainingArguments(**values | parallel_arguments(settings) | overrides)
@@ -128,7 +134,7 @@ def training_arguments(
 SHARDED = (
     "LlamaDecoderLayer",
     "Qwen2DecoderLayer",
-)  # with fsdp2: what every batch runs. A device that has only text would never fetch a block of the image encoder, and the others would wait
+)  # with fsdp2, every batch runs it: a device that has only text would fetch no block of it, and the others would wait
 
 
 def parallel_arguments(settings: Settings) -> dict:
@@ -201,7 +207,8 @@ def check_kept(
     }
     if bad := [name for name, value in kept.items() if not is_finite(value)]:
         raise FloatingPointError(
-            f"after step {step}, {len(bad)} of {len(kept)} tensors have values that are NaN or infinite ({', '.join(bad[:3])}): no checkpoint is made of them. "
+            f"after step {step}, {len(bad)} of {len(kept)} tensors have values that are NaN or infinite "
+            f"({', '.join(bad[:3])}): no checkpoint is made of them. "
             "The run goes on from the one before; lower lr first"
         )
 
@@ -222,13 +229,20 @@ class PerceptioTrainer(Trainer):
         self.terms, self.steps, self.keys = {}, 0, []  # sums of the terms over so many steps; the samples of this one
 
     def _get_train_sampler(self, train_dataset=None):
-        "The order of the data; with `lengths`, the samples of each step are dealt to devices and passes by their length."
+        "The order of the data; with `lengths`, each step's samples are dealt to devices and passes by length."
         if self.lengths is None:
             return super()._get_train_sampler(train_dataset)
         devices, passes = self.args.world_size, self.args.gradient_accumulation_steps
         everything = range(len(self.lengths))  # in the place of the lengths, which the class would list at once
-        sampler = BatchRebalanceSampler(everything, self.args.train_batch_size * passes * devices, devices, passes, shuffle=False,
-                                        rank=self.args.process_index, drop_last=self.args.dataloader_drop_last)  # fmt: skip
+        sampler = BatchRebalanceSampler(
+            everything,
+            self.args.train_batch_size * passes * devices,
+            devices,
+            passes,
+            shuffle=False,
+            rank=self.args.process_index,
+            drop_last=self.args.dataloader_drop_last,
+        )
         sampler.lengths = self.lengths
         return sampler
 
@@ -256,7 +270,7 @@ class PerceptioTrainer(Trainer):
         return (terms["loss"], terms) if return_outputs else terms["loss"]
 
     def _get_grad_norm(self, model, grad_norm=None):
-        "The norm before clipping, asked for before the optimiser moves; one that is not finite stops the run here, in all processes alike."
+        "The norm before clipping, before the optimiser moves; one that is not finite stops all processes here."
         norm = super()._get_grad_norm(model, grad_norm)
         whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of shards
         if whole is not None and not math.isfinite(whole):
@@ -274,14 +288,15 @@ class PerceptioTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, model, trial):
-        "As transformers does, if every value is finite, and a word at the end that all processes have written their part."
+        "As transformers does, if every value is finite, and a file when all processes have written their part."
         check_kept(self.model, self.optimizer.optimizer, self.state.global_step)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError) as error:  # torch.save does not say which file it could not write
             raise OSError(
-                f"{folder} could not be written ({error}): if the disk is full, make room; the run then goes on from the checkpoint before it"
+                f"{folder} could not be written ({error}): if the disk is full, make room; the run then goes on from "
+                "the checkpoint before it"
             ) from error
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -309,7 +324,8 @@ class PerceptioTrainer(Trainer):
         state, own = read_weights(Path(resume_from_checkpoint) / WEIGHTS), dict(self.model.named_parameters())
         if differ := misfits(state, {name: p for name, p in own.items() if p.requires_grad}):
             raise ValueError(
-                f"{Path(resume_from_checkpoint).name} trains other tensors than this model ({'; '.join(differ)}): resume with the settings of the run, or give the run another name"
+                f"{Path(resume_from_checkpoint).name} trains other tensors than this model ({'; '.join(differ)}): "
+                "resume with the settings of the run, or give the run another name"
             )
         set_model_state_dict(self.model, state, options=StateDictOptions(full_state_dict=True, strict=False))
 
@@ -348,7 +364,7 @@ def check_whole(
     checkpoint: Path,  # that is complete
     remedy: str,
 ) -> dict:  # step, processes, files
-    "Refuse a checkpoint of which something is missing by now: transformers would begin with a new optimiser without a word."
+    "Refuse a checkpoint of which a part is missing: transformers would begin with a new optimiser without a word."
     state = read_json(checkpoint / COMPLETE, remedy)
     if not {"processes", "files"} <= set(state):
         raise ValueError(f"{checkpoint / COMPLETE} does not say which files belong to the checkpoint: {remedy}")
@@ -369,17 +385,20 @@ def train(
     step = checkpoint_step(out)
     if step is not None and not resume:
         raise ValueError(
-            f"{out.name!r} holds a checkpoint of step {step}: resume it, give the run another name, or delete the folder"
+            f"{out.name!r} holds a checkpoint of step {step}: resume it, give the run another name, or delete the "
+            "folder"
         )
     last = str(out / f"checkpoint-{step}") if step is not None else None
     if last:
         state = check_whole(
             Path(last),
-            f"delete the folder checkpoint-{step}, and the run goes on from the checkpoint before it, or from its beginning",
+            f"delete the folder checkpoint-{step}, and the run goes on from the checkpoint before it, or from its "
+            "beginning",
         )
     if last and (before := state["processes"]) != trainer.args.world_size:
         log.warning(
-            "the checkpoint was written by %s processes and goes on with %s: the same samples and steps, other random numbers in dropout",
+            "the checkpoint was written by %s processes and goes on with %s: the same samples and steps, other random "
+            "numbers in dropout",
             before,
             trainer.args.world_size,
         )
