@@ -70,6 +70,16 @@ def test_one_sequence(made):
     assert names([i for i in labels if i != -100]) == [*spans[0], *spans[1], "left", "<|im_end|>"]
 
 
+def test_a_map_within_an_answer(made):
+    "An inline answer has the span of a dense token where it names it; without its codes, nothing."
+    settings, model, tokenizer, samples = made
+    names, turn = tokenizer.convert_ids_to_tokens, Turn("where ?", "left <normals> of <depth> cube", "inline")
+    codes = [f"<n_{k}>" for k in samples[1].known_codes()["normals"]]
+    _, labels = encode_sample(replace(samples[1], turns=[turn]), tokenizer, model.vocab, settings)
+    said = names([i for i in labels if i != -100])
+    assert said == ["left", "<n_start>", *codes, "<n_end>", "of", "cube", "<|im_end|>"]
+
+
 def test_losses_are_those_of_the_equations(made):
     "The terms of normals are the equations' own functions on full logits, with the vocabulary of normals."
     settings, model, tokenizer, samples = made

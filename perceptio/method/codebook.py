@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NORMALIZATION', 'PRESETS', 'DepthCodebook', 'CONFIG', 'REDO_CODEBOOK', 'METRES', 'normalize_depth', 'DepthMaps',
-           'Preset', 'pil_nearest', 'DenseCodebook', 'save_codebook', 'read_folder', 'read_foreign', 'load_codebook',
-           'levels_of_codes']
+           'Preset', 'pil_nearest', 'DenseCodebook', 'further_codebooks', 'save_codebook', 'read_folder',
+           'read_foreign', 'load_codebook', 'levels_of_codes']
 
 # %% ../../nbs/method/03_codebook.ipynb #d9953d18
 import math
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.dense import DenseMaps, DenseToken, dense_maps
+from ..core.dense import DenseMaps, DenseToken, dense_maps, further_tokens
 from ..core.files import read_json, write_json
 from ..core.weights import check_values, load_tensors, read_torch, read_weights, write_weights
 from .vqvae import VectorQuantizer, aurora_networks, compact_networks, nearest_codes
@@ -207,6 +207,11 @@ class DenseCodebook(nn.Module):
 
 # %% ../../nbs/method/03_codebook.ipynb #7224bfd3
 DepthCodebook = DenseCodebook  # of depth, unless another token is named
+
+# %% ../../nbs/method/03_codebook.ipynb #9a58e271
+def further_codebooks(settings) -> dict[str, DenseCodebook]:  # by name; empty in the paper
+    "Untrained codebooks of the dense tokens beside depth."
+    return {token.name: DenseCodebook.from_settings(settings, token) for token in further_tokens(settings)}
 
 # %% ../../nbs/method/03_codebook.ipynb #70eaa17c
 CONFIG = {

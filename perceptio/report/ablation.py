@@ -24,7 +24,7 @@ from ..evaluate.suite import measurements, summary, timed_parts
 from ..method.codebook_training import ensure_codebook
 from ..method.generation import Perceptio
 from ..method.model import build_model
-from ..train.run import begin_run, prepare_scenes, run_codebook, train_run
+from ..train.run import begin_run, prepare_scenes, run_codebook, run_others, train_run
 from ..world.mixture import world, world_hash
 
 # %% ../../nbs/report/02_ablation.ipynb #10c40689
@@ -111,6 +111,7 @@ def ablate(
     stores, folder = world(settings, progress=not in_test()), run_dir(prefix) / "codebook"
     shared = folder.relative_to(home_dir())
     ensure_codebook(settings, stores["train"], folder)
+    others = run_others(change(settings, codebook=""), prefix, stores["train"])
     plan = {run_name(a, seed, prefix): (a, seed) for seed in seeds for a in ablations}
     chosen = {name: change(settings, a, seed=seed, codebook=str(shared)) for name, (a, seed) in plan.items()}
     todo = [name for name, s in chosen.items() if not is_recorded(name, s, world_hash(stores))]
@@ -120,7 +121,7 @@ def ablate(
         if prepared is None:
             full = change(settings, codebook=str(shared))
             codebook = run_codebook(full, prefix, None)
-            prepared = prepare_scenes(full, stores["train"], build_model(full, codebook)[0], codebook)
+            prepared = prepare_scenes(full, stores["train"], build_model(full, codebook, others)[0], codebook)
         run_ablation(chosen[name], name, stores, prepared, scenes, markers)
     return list(plan)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIKE_PUBLISHED', 'MIX_KINDS', 'PICTURES', 'random_settings', 'random_tokenizer', 'random_model', 'random_words',
-           'ellipse', 'made_up', 'paper_like', 'longest', 'batches_hash', 'collator_of']
+           'ellipse', 'made_up_map', 'made_up', 'paper_like', 'longest', 'batches_hash', 'collator_of']
 
 # %% ../../nbs/testing/04_random_model.ipynb #e5c38030
 import hashlib
@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from ..core.dense import DenseToken, further_tokens
 from ..core.settings import Settings
 from perceptio.method.backbone import (
     add_tokens,
@@ -22,10 +23,11 @@ from perceptio.method.backbone import (
     build_tokenizer,
     set_trainable,
 )
-from ..method.codebook import DepthCodebook
+from ..method.codebook import DepthCodebook, further_codebooks
 from ..method.mask_head import build_mask_head
 from ..method.model import TEST_WORDS, PerceptioModel, checkpoint_blocks
-from ..method.samples import Collator, Sample, Turn
+from ..method.samples import Collator, DenseMap, Sample, Turn
+from ..method.tokens import request_name
 from ..train.dry_run import parameter_table
 
 # %% ../../nbs/testing/04_random_model.ipynb #c4b2324b
@@ -75,11 +77,11 @@ def random_model(
     vocab = add_tokens(backbone, tokenizer, settings)
     backbone = set_trainable(backbone, settings, vocab)
     checkpoint_blocks(backbone)
-    codebook = DepthCodebook.from_settings(settings)
-    codebook.codebook.copy_(
-        torch.randn(codebook.codebook.shape, generator=torch.Generator().manual_seed(settings.seed))
-    )
-    return PerceptioModel(settings, vocab, backbone, build_mask_head(settings), codebook).to(device), tokenizer
+    codebook, others = DepthCodebook.from_settings(settings), further_codebooks(settings)
+    for book in (codebook, *others.values()):
+        drawn = torch.randn(book.codebook.shape, generator=torch.Generator().manual_seed(settings.seed))
+        book.codebook.copy_(drawn)
+    return PerceptioModel(settings, vocab, backbone, build_mask_head(settings), codebook, others).to(device), tokenizer
 
 # %% ../../nbs/testing/04_random_model.ipynb #43fb2545
 MIX_KINDS = ("vqa",) * 10 + ("grounded",) * 3 + ("depth", "res", "joint")
@@ -100,6 +102,11 @@ def ellipse(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:  # 
         (x - rng.uniform(0.3, 0.7)) / rng.uniform(0.1, 0.3)
     ) ** 2 < 1
 
+# %% ../../nbs/testing/04_random_model.ipynb #b955dc4e
+def made_up_map(token: DenseToken, disparity: np.ndarray, rng: np.random.Generator) -> DenseMap:
+    "A map of a dense token beside depth, with codes that are not its own."
+    return DenseMap(token.maps.of_disparity(disparity), rng.integers(token.n_codes, size=token.n_tokens))
+
 # %% ../../nbs/testing/04_random_model.ipynb #c3f91767
 def made_up(
     kind: str,  # of MIX_KINDS
@@ -118,8 +125,8 @@ def made_up(
         question, answer = say(20), " ".join(f"{say(15)} [SEG]" for _ in range(4))
         turns = [Turn(question, answer, "inline", np.stack([ellipse(rng, shape) for _ in range(4)]))]
     else:
-        perceive = {"depth": "depth", "res": "seg", "joint": "both"}[kind]
-        turns = [Turn(say(15), say(40), perceive, None if perceive == "depth" else ellipse(rng, shape))]
+        parts = {"depth": s.dense.split(), "res": ["seg"], "joint": ["seg", *s.dense.split()]}[kind]
+        turns = [Turn(say(15), say(40), request_name(parts), ellipse(rng, shape) if "seg" in parts else None)]
     known = {}
     if kind in ("depth", "joint"):
         known = dict(
@@ -127,6 +134,8 @@ def made_up(
             codes=rng.integers(s.n_codes, size=s.n_depth_tokens),
         )
     image = None if blind else rng.integers(256, size=(*shape, 3), dtype=np.uint8)
+    if known:
+        known["dense"] = {token.name: made_up_map(token, known["disparity"], rng) for token in further_tokens(s)}
     return Sample(f"{kind}-{index}", kind, image, turns, **known)
 
 # %% ../../nbs/testing/04_random_model.ipynb #9b14bfee
@@ -158,7 +167,8 @@ def batches_hash(samples: Sequence[Sample]) -> str:  # 64 hexadecimal digits
     whole = hashlib.sha256()
     for s in samples:
         whole.update(repr((s.key, [(t.question, t.answer, t.perceive) for t in s.turns])).encode())
-        for array in (s.image, s.disparity, s.codes, *(t.mask for t in s.turns)):
+        others = (part for m in s.dense.values() for part in (m.map, m.codes))
+        for array in (s.image, s.disparity, s.codes, *(t.mask for t in s.turns), *others):
             whole.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     return whole.hexdigest()
 

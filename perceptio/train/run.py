@@ -102,9 +102,12 @@ def run_codebook(
 def run_others(
     settings: Settings,
     name: str,  # of the run
-    store,  # training scenes
+    store,  # training scenes; not read if the settings name a codebook
 ) -> dict[str, DepthCodebook]:  # frozen, by name
-    "The run's own codebooks of the dense tokens beside depth, trained on the scenes."
+    "The codebooks of the dense tokens beside depth: next to the one the settings name, or the run's own."
+    if settings.codebook:
+        beside = {token.name: find_path(f"{settings.codebook}_{token.name}") for token in further_tokens(settings)}
+        return {name: DepthCodebook.from_pretrained(path) for name, path in beside.items()}
     return {
         token.name: ensure_codebook(
             settings, SceneMaps(store, token, settings), run_dir(name) / f"codebook_{token.name}", token=token
