@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from mutants import Places, changes_something, mutants_of, mutate, record
 
-from perceptio.report.results import problems
+from perceptio.report.results import result_problems
 
 CELL = """#| export
 def near(x: int, y, scale=2.0) -> bool:
@@ -69,7 +69,7 @@ def test_the_score_is_recorded_as_a_result(tmp_path, monkeypatch):
     first = dict(zip(map(mutants.name, sample), ("evaluate/01_intervals", "evaluate/01_intervals", "", "", "")))
     record({7: sample}, first, first | {mutants.name(sample[2]): "evaluate/01_intervals"}, 12.5)
     result = json.loads((tmp_path / "mutants" / "results" / "mutants.json").read_text())
-    assert problems(result, "mutants") == []
+    assert result_problems(result, "mutants") == []
     found = result["metrics"]["seed 7"]
     assert [found[when]["killed"] for when in ("first", "mended")] == [2, 3]
     assert [found[when]["survived"] for when in ("first", "mended")] == [2, 1]

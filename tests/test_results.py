@@ -6,7 +6,7 @@ import re
 import pytest
 from conftest import MODULES, NOTEBOOKS, ROOT, cells, source
 
-from perceptio.report.results import problems
+from perceptio.report.results import result_problems
 
 RESULTS = sorted((ROOT / "data" / "results").glob("*.json"))
 # measured before results named their weights and their time; measuring a run again takes it off this list
@@ -21,7 +21,7 @@ def test_result_has_the_documented_form(path):
     name = path.stem
     if earlier and name.startswith("tiny-n25-"):  # that run was renamed after it was measured
         name = name.replace("tiny-n25-", "tiny-")
-    assert problems(result, name, complete=not earlier) == []
+    assert result_problems(result, name, complete=not earlier) == []
 
 
 def test_there_are_results():

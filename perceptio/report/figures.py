@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['mask_picture', 'depth_picture', 'depth_over', 'figures_dir', 'save_figure', 'untrained_run', 'validation_scenes',
-           'open_run', 'Case', 'iou', 'mask_cases', 'marked_cases', 'first', 'small_print', 'readable', 'said',
-           'chosen_numbers']
+           'open_run', 'Case', 'iou', 'mask_cases', 'marked_cases', 'first_cases', 'small_print', 'readable',
+           'written_answer', 'chosen_numbers']
 
 # %% ../../nbs/report/05_figures.ipynb #f01d08a2
 from collections.abc import Sequence
@@ -204,7 +204,7 @@ def marked_cases(
     return cases
 
 # %% ../../nbs/report/05_figures.ipynb #8cb91e84
-def first(
+def first_cases(
     cases: Sequence[Case],
     right: int,
     wrong: int,
@@ -240,7 +240,7 @@ def readable(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 # %% ../../nbs/report/05_figures.ipynb #6fa4d7f5
-def said(case: Case) -> str:
+def written_answer(case: Case) -> str:
     "All that the model wrote, in the order of Eq. 1; the depth codes are left out."
     parts = ["[SEG]"] * (case.mask is not None) + ["<d_start>…<d_end>"] * (case.depth is not None)
     return " ".join([*parts, readable(case.answer)]).strip() or "(nothing)"

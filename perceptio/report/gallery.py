@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ..core.display import FAINT, GREEN, INK, RED, overlay
 from ..core.markup import put_text, wrap
-from .figures import Case, depth_over, depth_picture, mask_picture, readable, said
+from .figures import Case, depth_over, depth_picture, mask_picture, readable, written_answer
 from ..world.marked_points import draw_markers
 
 # %% ../../nbs/report/07_gallery.ipynb #76381d9c
@@ -97,21 +97,21 @@ def _block(page, case, x, y, side, gap):
 
 
 def scene_figure(
-    cases: Sequence[Case],  # from first(..., right=1, wrong=1)
+    cases: Sequence[Case],  # from first_cases(..., right=1, wrong=1)
     note: str,  # the small print
 ) -> Figure:
     "Figure 3: all that is true and all that was predicted about each of a few scenes."
     side, gap, between = 1.3, 0.04, 0.2
     width = 3 * side + 2 * gap
     asked = [height_of(readable(c.question), width, weight="bold") for c in cases]
-    words = max(0.43 + q + height_of(said(c), width) for q, c in zip(asked, cases))
+    words = max(0.43 + q + height_of(written_answer(c), width) for q, c in zip(asked, cases))
     across = 0.3 + len(cases) * (width + between) - between
     page = Page(across, words + 2 * (side + 0.26) + 0.15 + height_of(note, across - 0.3, 7.5))
     for k, case in enumerate(cases):
         x = 0.15 + k * (width + between)
         page.text(x, 0.12, size=9.5, **verdict(case))
         taken = page.paragraph(x, 0.36, width, readable(case.question), 9, weight="bold")
-        page.paragraph(x, 0.41 + taken, width, said(case), 9)
+        page.paragraph(x, 0.41 + taken, width, written_answer(case), 9)
         _block(page, case, x, words, side, gap)
     page.paragraph(0.15, words + 2 * (side + 0.26) + 0.08, across - 0.3, note, 7.5, color=FAINT)
     return page.figure
@@ -156,7 +156,7 @@ def rows_figure(
     gap, words, top = 0.06, 8 - 0.35 - len(columns) * (side + 0.06), 0.32
     above = [height_of(readable(c.question), words) for c in cases]
     below = [0.26 + height_of(c.remark, words, 8.5) for c in cases]
-    rows = [max(side, 0.1 + q + height_of(said(c), words) + v) for q, c, v in zip(above, cases, below)]
+    rows = [max(side, 0.1 + q + height_of(written_answer(c), words) + v) for q, c, v in zip(above, cases, below)]
     foot = top + sum(rows) + gap * len(rows) + 0.1
     page = Page(8, foot + max(0.45, 0.1 + height_of(note, 7.7, 7.5)))
     for c, (title, _, _) in enumerate(columns):
@@ -166,7 +166,7 @@ def rows_figure(
         for c, (_, draw, missing) in enumerate(columns):
             page.picture(0.15 + c * (side + gap), y, side, draw(case), missing)
         page.paragraph(x, y + 0.02, words, readable(case.question), 9)
-        page.paragraph(x, y + 0.08 + above[r], words, said(case), 9, color=FAINT)
+        page.paragraph(x, y + 0.08 + above[r], words, written_answer(case), 9, color=FAINT)
         page.paragraph(x, y + rows[r] - 0.02, words, case.remark, 8.5, color=FAINT, va="bottom")
         page.text(x, y + rows[r] + 0.04 - below[r], size=8.5, **verdict(case))
     page.paragraph(0.15, foot, 7.7, note, 7.5, color=FAINT)
@@ -219,7 +219,7 @@ def marked_figure(
     "Figure 5: a case a column."
     side, gap = 1.86, 0.08
     across = 0.3 + max(4, len(cases)) * (side + gap) - gap
-    question, answers = readable(cases[0].question), max(height_of(said(c), side) for c in cases)
+    question, answers = readable(cases[0].question), max(height_of(written_answer(c), side) for c in cases)
     top, foot = 0.2 + height_of(question, across - 0.3, 10, "bold"), max(height_of(c.remark, side, 8.5) for c in cases)
     words = top + 2 * (side + gap)
     page = Page(across, words + 0.4 + answers + foot + max(0.4, 0.1 + height_of(note, across - 0.3, 7.5)))
@@ -228,7 +228,7 @@ def marked_figure(
         x = 0.15 + c * (side + gap)
         page.picture(x, top, side, marked_image(case))
         page.picture(x, top + side + gap, side, marked_depth(case), "no depth map")
-        page.paragraph(x, words, side, said(case), 9)
+        page.paragraph(x, words, side, written_answer(case), 9)
         page.text(x, words + 0.02 + answers, size=9, **verdict(case))
         page.paragraph(x, words + 0.21 + answers, side, case.remark, 8.5, color=FAINT)
     page.paragraph(0.15, words + 0.35 + answers + foot, across - 0.3, note, 7.5, color=FAINT)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CELL', 'OPERATORS', 'FUNCTIONS', 'HOLDS', 'FAILS', 'OPEN', 'COMPARISONS', 'AUDIT_COLUMNS', 'paper_file', 'reported',
-           'known', 'table', 'value', 'decimals', 'half', 'row_matches', 'cells', 'arithmetic', 'evaluate', 'Claim',
-           'related', 'reach', 'check', 'audit', 'shown', 'audit_table', 'counts', 'hardblink_counts', 'best_in_column',
-           'cost_per_answer', 'frame_markdown', 'audit_markdown']
+           'known_name', 'table', 'value', 'decimals', 'half_digit', 'row_matches', 'formula_cells', 'arithmetic',
+           'evaluate', 'Claim', 'relation_holds', 'value_range', 'check', 'audit', 'number_text', 'audit_table',
+           'verdict_counts', 'hardblink_counts', 'best_in_column', 'cost_per_answer', 'frame_markdown',
+           'audit_markdown']
 
 # %% ../../nbs/report/04_paper.ipynb #483f35b1
 import ast
@@ -39,7 +40,7 @@ def reported() -> dict:  # "source", "note", "tables": name -> columns, rows, ..
     return read_json(paper_file(), "restore the file")
 
 # %% ../../nbs/report/04_paper.ipynb #0b8d85da
-def known(
+def known_name(
     names,  # what exists
     name: str,  # what is asked for
     what: str,  # "table", "row", ...; for the message
@@ -57,7 +58,7 @@ def table(
 ) -> pd.DataFrame:  # rows and columns as printed; <NA> where nothing is printed
     "One table of the paper."
     tables = (paper or reported())["tables"]
-    name = known(tables, f"Table {name}" if isinstance(name, int) else name, "table")
+    name = known_name(tables, f"Table {name}" if isinstance(name, int) else name, "table")
     frame = pd.DataFrame.from_dict(tables[name]["rows"], orient="index", columns=tables[name]["columns"])
     kind = lambda values: "Int64" if all(type(v) is int for v in values if not pd.isna(v)) else "Float64"
     rows = tables[name]["rows"].values()
@@ -72,9 +73,9 @@ def value(
 ) -> int | float | None:  # as printed; None = the paper prints nothing there
     "One printed number."
     tables = (paper or reported())["tables"]
-    held = tables[known(tables, f"Table {name}" if isinstance(name, int) else name, "table")]
-    cells = held["rows"][known(held["rows"], row, f"row of {name!r} named")]
-    return cells[held["columns"].index(known(held["columns"], column, f"column of {name!r} named"))]
+    held = tables[known_name(tables, f"Table {name}" if isinstance(name, int) else name, "table")]
+    cells = held["rows"][known_name(held["rows"], row, f"row of {name!r} named")]
+    return cells[held["columns"].index(known_name(held["columns"], column, f"column of {name!r} named"))]
 
 # %% ../../nbs/report/04_paper.ipynb #408b5de0
 def decimals(
@@ -84,7 +85,7 @@ def decimals(
     return 0 if isinstance(number, int) else len(repr(number).partition(".")[2])
 
 # %% ../../nbs/report/04_paper.ipynb #b9b18029
-def half(number: int | float) -> float:
+def half_digit(number: int | float) -> float:
     "Half of the last printed digit: how far the number before rounding could be away."
     return 0.5 * 10 ** -decimals(number)
 
@@ -100,14 +101,14 @@ def row_matches(
     return all(fnmatchcase(name, part.removeprefix("!")) != part.startswith("!") for part in pattern.split(", "))
 
 # %% ../../nbs/report/04_paper.ipynb #edbbd518
-def cells(
+def formula_cells(
     formula: str,
     paper: dict,  # from `reported`
 ) -> list[list[tuple]]:  # for each reference of the formula its cells: table, row, column, number
     "The printed numbers that a formula is computed from."
     found = []
     for name, row, column in CELL.findall(formula):
-        rows = paper["tables"][known(paper["tables"], name, "table")]["rows"]
+        rows = paper["tables"][known_name(paper["tables"], name, "table")]["rows"]
         several = "*" in row or "!" in row
         here = [(name, r, column, value(name, r, column, paper)) for r in rows if row_matches(r, row)] if several else [
             (name, row, column, value(name, row, column, paper))
@@ -182,7 +183,7 @@ class Claim:
     note: str = ""
 
 # %% ../../nbs/report/04_paper.ipynb #f33a7ab1
-def related(
+def relation_holds(
     computed: float,
     relation: str,  # a key of COMPARISONS
     printed: float,
@@ -193,14 +194,14 @@ def related(
     return abs(a - b) <= slack + 1e-9 if relation == "=" else COMPARISONS[relation](a, b)
 
 # %% ../../nbs/report/04_paper.ipynb #4d0305f4
-def reach(
+def value_range(
     formula: str,  # rising or falling in each of its cells
     numbers: list[list],  # for each reference its printed numbers
 ) -> tuple[float, float]:  # lowest and highest value
     "What a formula can be for numbers that round to the printed ones."
     low, high = copy.deepcopy(numbers), copy.deepcopy(numbers)
     for i, j in [(i, j) for i, group in enumerate(numbers) for j in range(len(group))]:
-        h, ends = half(numbers[i][j]), []
+        h, ends = half_digit(numbers[i][j]), []
         for sign in (-1, 1):
             moved = copy.deepcopy(numbers)
             moved[i][j] += sign * h
@@ -218,15 +219,15 @@ def check(
     text = {key: entry[key] for key in ("where", "says", "kind", "note") if key in entry}
     if not entry["formula"]:
         return Claim(**text)
-    known(COMPARISONS, entry["relation"], "relation")
-    groups, printed = cells(entry["formula"], paper), entry["printed"]
+    known_name(COMPARISONS, entry["relation"], "relation")
+    groups, printed = formula_cells(entry["formula"], paper), entry["printed"]
     if isinstance(printed, str):  # a cell, or a formula of cells
-        printed = evaluate(printed, [[cell[3] for cell in group] for group in cells(printed, paper)])
+        printed = evaluate(printed, [[cell[3] for cell in group] for group in formula_cells(printed, paper)])
     numbers = [[cell[3] for cell in group] for group in groups]
-    computed, slack = evaluate(entry["formula"], numbers), half(printed)
-    holds, possible = related(computed, entry["relation"], printed, slack), False
+    computed, slack = evaluate(entry["formula"], numbers), half_digit(printed)
+    holds, possible = relation_holds(computed, entry["relation"], printed, slack), False
     if not holds:
-        low, high = reach(entry["formula"], numbers)
+        low, high = value_range(entry["formula"], numbers)
         distance = max(low - printed, printed - high, 0)
         end = {"=": distance <= slack + 1e-9, "<": low < printed + slack, ">": high > printed - slack}
         possible = end[entry["relation"][0]]
@@ -242,7 +243,7 @@ def audit(
     return [check(entry, paper) for entry in paper["claims"]]
 
 # %% ../../nbs/report/04_paper.ipynb #c8008d4f
-def shown(number: float | None) -> str:  # "" for None
+def number_text(number: float | None) -> str:  # "" for None
     "A number with at most three decimals; integers as such."
     return "" if number is None else str(number) if isinstance(number, int) else f"{round(number, 3):.10g}"
 
@@ -256,9 +257,9 @@ def audit_table(
             "where": c.where,
             "statement": c.says,
             "computed from": c.formula,
-            "computed": shown(c.computed),
+            "computed": number_text(c.computed),
             "relation": c.relation,
-            "printed": shown(c.printed) if c.printed is None else str(c.printed),
+            "printed": number_text(c.printed) if c.printed is None else str(c.printed),
             "verdict": c.verdict,
             "kind": c.kind,
             "rounding": "possible" if c.rounding else "",
@@ -269,7 +270,7 @@ def audit_table(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/report/04_paper.ipynb #519d2a3c
-def counts(
+def verdict_counts(
     claims: list[Claim],
 ) -> pd.DataFrame:  # sections x verdicts, statements only, with sums
     "How many statements hold, section by section, in the order of the paper."
@@ -290,7 +291,9 @@ def hardblink_counts(
     for name in (2, 3):
         for row, printed in table(name, paper).iloc[:, :3].iterrows():
             right = [round(x * HARDBLINK_QUESTIONS / 100) for x in printed]
-            if any(abs(100 * k / HARDBLINK_QUESTIONS - x) > half(float(x)) + 1e-9 for k, x in zip(right, printed)):
+            if any(
+                abs(100 * k / HARDBLINK_QUESTIONS - x) > half_digit(float(x)) + 1e-9 for k, x in zip(right, printed)
+            ):
                 raise ValueError(
                     f"Table {name}, {row}: {list(printed)} are not whole numbers of {HARDBLINK_QUESTIONS} questions"
                 )
@@ -353,7 +356,7 @@ def audit_markdown(
     "The audit as a page."
     paper = paper or reported()
     claims = audit(paper)
-    frame, totals = audit_table(claims), counts(claims).reset_index()
+    frame, totals = audit_table(claims), verdict_counts(claims).reset_index()
     extra = {"reading": "another reading: ", "check": "our check: "}
     frame["statement"] = frame["kind"].map(extra).fillna("") + frame["statement"]
     failed = frame[(frame["verdict"] == FAILS) & (frame["kind"] == "statement")]

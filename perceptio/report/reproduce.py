@@ -20,7 +20,7 @@ from ..core.record import git, read_result
 from ..core.settings import Settings
 from .ablation import run_name
 from .front import write_front
-from .results import problems
+from .results import result_problems
 from ..world.mixture import world, world_hash
 
 # %% ../../nbs/report/10_reproduce.ipynb #bdd1dcd6
@@ -265,7 +265,7 @@ def publish_results(
         f"{p.stem}: {line}"
         for found in files.values()
         for p in found
-        for line in problems(read_json(p, "measure again"), p.stem)
+        for line in result_problems(read_json(p, "measure again"), p.stem)
     ]
     if wrong:
         raise ValueError(f"nothing was published: {'; '.join(wrong)}")

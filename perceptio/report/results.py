@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORIGIN', 'TRAINED', 'COMMITTED', 'NOT_COMMITTED', 'HASHES', 'ABSOLUTE', 'write_records', 'write_parts', 'leaves',
-           'measurements_of', 'problems']
+           'measurements_of', 'result_problems']
 
 # %% ../../nbs/report/01_results.ipynb #40c9c4f7
 import json
@@ -151,7 +151,7 @@ def measurements_of(result: dict) -> dict[str, dict]:  # part -> metrics, interv
     )
 
 # %% ../../nbs/report/01_results.ipynb #134a5f25
-def problems(
+def result_problems(
     result: dict,  # from data/results
     name: str,  # of its file, without .json
     complete: bool = True,  # False = a result that is older than `measured_in` and `checkpoint_hash`

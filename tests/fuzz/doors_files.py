@@ -25,7 +25,7 @@ from perceptio.data.rows import Report, RowFile, write_rows
 from perceptio.method.codebook import DepthCodebook, load_codebook
 from perceptio.method.sam import load_sam, read_sam_file
 from perceptio.method.saving import read_settings
-from perceptio.report.results import problems
+from perceptio.report.results import result_problems
 
 
 def header(tensors, rng):
@@ -228,7 +228,7 @@ def result_files(rng, folder, kind):
     path.write_bytes(spoil_json(whole, rng, kind, rng.choice([0, 1, 1, 2])))
     with naming(f"{name}.json"):
         found = read_result(name, folder)
-    said = problems(found, name, complete=False)
+    said = result_problems(found, name, complete=False)
     same = whole | {"settings": by_present_names(whole["settings"])}  # an older result has older names
     if kind == WHOLE and (found != same or said):
         raise Wrong(f"a whole result has problems: {said}")
