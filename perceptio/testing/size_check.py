@@ -34,6 +34,7 @@ from transformers import TrainerCallback
 
 from ..convert.published import SMALL_SHAPES, random_checkpoint
 from ..convert.tokenizers import convert_checkpoint
+from ..core.display import save_picture
 from ..core.files import end_with_parent
 from ..core.notebook import data_dir, home_dir, in_test, run_dir
 from ..core.record import Run, read_metrics, read_run
@@ -304,7 +305,7 @@ def ask_trained(settings: Settings) -> dict:
         raise ValueError(f"no mask or no depth came out: {out.notes}")
     if out.mask.shape != image.shape[:2] or out.depth.shape != image.shape[:2]:
         raise ValueError(f"mask {out.mask.shape} and depth {out.depth.shape} of an image {image.shape[:2]}")
-    out.figure().savefig(home_dir() / "answer.png", dpi=80)
+    save_picture(out.figure(), home_dir() / "answer.png")
     tiles = image_tiles(image, settings)
     text = f"<img>{'<IMG_CONTEXT>' * (len(tiles) * image_tokens(settings))}</img>\nwhat is this?"
     ids = torch.tensor([model.tokenizer(text, add_special_tokens=False).input_ids])
