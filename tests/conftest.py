@@ -34,7 +34,9 @@ def pytest_addoption(parser):
 
 
 # One process takes a whole file: those that take longest are begun first, and the last ones end together.
-LONGEST = "launch sequence resume benchmarks foreign_annotations depth_cache foreign_files papermill portable converter".split()
+LONGEST = """
+    launch sequence resume benchmarks foreign_annotations depth_cache foreign_files papermill portable converter
+""".split()
 
 
 def pytest_collection_modifyitems(items):

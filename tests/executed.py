@@ -1,4 +1,5 @@
-"""What an executed notebook must not hold, for .ci/run, which has just run train.ipynb: `executed.py NOTEBOOK ...` (pytest does not collect this file)."""
+"""What an executed notebook must not hold, for .ci/run, which has just run train.ipynb: `executed.py NOTEBOOK ...`
+(pytest does not collect this file)."""
 
 import json
 import re

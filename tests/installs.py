@@ -1,8 +1,8 @@
-"""What .ci/run asks of the installation, with a network and without installing anything for good (pytest does not collect this file).
+"""What .ci/run asks of the installation, with a network and without installing anything for good (pytest does not
+collect this file).
 
-The wheel works alone, with masks after one documented line; the pins resolve on every Python that CONTRIBUTING names; no line that a page or
-nbs/core/06_optional.ipynb shows would change a package of the tested environment.
-"""
+The wheel works alone, with masks after one documented line; the pins resolve on every Python that CONTRIBUTING names;
+no line that a page or nbs/core/06_optional.ipynb shows would change a package of the tested environment."""
 
 import importlib.metadata
 import os
@@ -51,7 +51,9 @@ model, tokenizer = build_model(settings, DepthCodebook.from_settings(settings))
 assert Path(importlib.util.find_spec("sam2").origin).is_relative_to(sam2)
 save_model(model, tokenizer, "mymodel")
 image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-found = [Perceptio.from_pretrained(folder, device="cpu")(image, "segment the red cube", perceive="both", max_new_tokens=4) for folder in ("mymodel", Path("mymodel").absolute())]
+asked = dict(perceive="both", max_new_tokens=4)
+folders = ("mymodel", Path("mymodel").absolute())
+found = [Perceptio.from_pretrained(f, device="cpu")(image, "segment the red cube", **asked) for f in folders]
 assert [(out.mask.shape, out.depth.shape) for out in found] == [((96, 128), (96, 128))] * 2
 assert found[0].token_ids == found[1].token_ids and (found[0].mask == found[1].mask).all()
 """
@@ -71,7 +73,8 @@ def pip(*arguments, **more):
 
 
 def would_install(*arguments, **more):
-    "Name -> version of what pip would install; fast-deps reads the end of a wheel where a registry has no file of its metadata."
+    """Name -> version of what pip would install; fast-deps reads the end of a wheel where a registry has no file of its
+    metadata."""
     text = pip("install", "--dry-run", "--use-feature=fast-deps", *arguments, **more)
     line = re.search(r"^Would install (.*)$", text, re.M)
     return dict(word.rsplit("-", 1) for word in line[1].split()) if line else {}
@@ -96,7 +99,8 @@ def documented():
     found = MARKED.findall("\n".join([text, *lines]))
     if len(found) != text.count("pip install") + len(lines) or not lines:
         sys.exit(
-            "a line with `pip install` in README, GUIDE, CONTRIBUTING or nbs/core/06_optional.ipynb is not understood by tests/installs.py"
+            "a line with `pip install` in README, GUIDE, CONTRIBUTING or nbs/core/06_optional.ipynb is not understood "
+            "by tests/installs.py"
         )
     return list(dict.fromkeys(found))
 
@@ -135,7 +139,8 @@ def check_pins(version, wheel, sources):
 
 
 def check_use(wheel, folder):
-    "The wheel without a checkout, used from another folder; without sam2 the error says the line that CONTRIBUTING shows, and with it there are masks."
+    """The wheel without a checkout, used from another folder; without sam2 the error says the line that CONTRIBUTING
+    shows, and with it there are masks."""
     line = "SAM2_BUILD_CUDA=0 pip install --no-deps --no-build-isolation sam2==1.1.0"
     pip("install", "--no-deps", "--target", folder / "site", wheel)
     arguments = shlex.split(line.partition("pip ")[2])

@@ -1,11 +1,13 @@
-"""Seeded kills and full disks: does what was stopped come to the same end? `make kills` strikes runs of the smoke size and gives them again until they are complete.
+"""Seeded kills and full disks: does what was stopped come to the same end? `make kills` strikes runs of the smoke size
+and gives them again until they are complete.
 
-A kill is a kill -9 at a drawn moment of a drawn phase, of one process or of all that belong to a run. A disk that is full is the kernel's limit on the size of a file,
-set to a drawn number of bytes when the phase begins: an ordinary user can set it, and it also stops what C++ and Rust write, at any byte, which an error put into
-Python's `write` does not. What it does not do is to refuse a file that is smaller than the limit.
-After each strike what is complete by its own sign must be whole; in the end every file must be the one of a run that nothing interrupted, clocks apart.
-The commands are the notebooks and functions that a user runs; only the intervals between two kept states are shortened. Stopped, the same call goes on.
-"""
+A kill is a kill -9 at a drawn moment of a drawn phase, of one process or of all that belong to a run. A disk that is
+full is the kernel's limit on the size of a file, set to a drawn number of bytes when the phase begins: an ordinary user
+can set it, and it also stops what C++ and Rust write, at any byte, which an error put into Python's `write` does not.
+What it does not do is to refuse a file that is smaller than the limit. After each strike what is complete by its own
+sign must be whole; in the end every file must be the one of a run that nothing interrupted, clocks apart. The commands
+are the notebooks and functions that a user runs; only the intervals between two kept states are shortened. Stopped, the
+same call goes on."""
 
 import argparse
 import contextlib
@@ -34,7 +36,7 @@ from conftest import NOTEBOOKS, ROOT, cells, source
 
 FOLDER = ROOT / "runs" / "kills"
 PATIENCE = 400  # seconds that a command may take, or its processes to end
-LORA = "batch_size=4 train_llm=lora new_embeddings=new_rows lora_rank=4 lora_alpha=8 lora_dropout=0.1"  # dropout: random numbers in every step
+LORA = "batch_size=4 train_llm=lora new_embeddings=new_rows lora_rank=4 lora_alpha=8 lora_dropout=0.1"  # dropout: draws
 SCENES = 200  # of the commands `scenes` and `cache`: four chunks, 25 shards
 
 # ---- what a user runs
@@ -113,17 +115,22 @@ PHASES = {  # while one of these runs, the command is in that phase
     "result": ("perceptio.report.results:write_parts", "perceptio.core.record:Run.finish"),
     "scenes": ("perceptio.world.scenes:_render",),
     "cache": ("perceptio.data.depth_cache:_make_mine", "perceptio.data.depth_cache:_join"),
-    "codebook": ("perceptio.method.codebook_training:train_codebook", "perceptio.method.codebook_training:save_codebook"),
-    "pretrain": ("perceptio.pretrain.masks:MaskPretrainer.step", "perceptio.pretrain.masks:MaskPretrainer.save", "perceptio.pretrain.language:save_base"),
+    "codebook": ("perceptio.method.codebook_training:train_codebook",
+                 "perceptio.method.codebook_training:save_codebook"),
+    "pretrain": ("perceptio.pretrain.masks:MaskPretrainer.step", "perceptio.pretrain.masks:MaskPretrainer.save",
+                 "perceptio.pretrain.language:save_base"),
 }  # fmt: skip
 KILLS = [  # command, phase, processes, how many
-    ("train", "step", 1, 3), ("train", "step", 2, 2), ("train", "save", 1, 2), ("train", "save", 2, 2), ("train", "result", 1, 2),
+    ("train", "step", 1, 3), ("train", "step", 2, 2), ("train", "save", 1, 2), ("train", "save", 2, 2),
+    ("train", "result", 1, 2),
     ("scenes", "scenes", 1, 1), ("scenes", "scenes", 2, 2), ("cache", "cache", 1, 1), ("cache", "cache", 2, 2),
     ("codebook", "codebook", 1, 1), ("pretrain", "pretrain", 1, 1), ("pretrain", "save", 1, 1),
 ]  # fmt: skip
 DISKS = [
-    ("train", "step", 1, 1), ("train", "save", 1, 1), ("train", "save", 2, 1), ("train", "result", 1, 2), ("scenes", "scenes", 2, 1),
-    ("cache", "cache", 1, 1), ("codebook", "codebook", 1, 1), ("pretrain", "pretrain", 1, 1), ("pretrain", "save", 1, 1),
+    ("train", "step", 1, 1), ("train", "save", 1, 1), ("train", "save", 2, 1), ("train", "result", 1, 2),
+    ("scenes", "scenes", 2, 1),
+    ("cache", "cache", 1, 1), ("codebook", "codebook", 1, 1), ("pretrain", "pretrain", 1, 1),
+    ("pretrain", "save", 1, 1),
 ]  # fmt: skip
 
 # ---- inside the struck processes
@@ -232,7 +239,8 @@ def members(group):
 
 
 def kill(group, spoke, whom):
-    "Kill all, or one that works: the command itself, a process that has said something, or one of a pool. Was there one?"
+    """Kill all, or one that works: the command itself, a process that has said something, or one of a pool. Was there
+    one?"""
     works = lambda p: p.pid in {group, *spoke} or "spawn_main" in " ".join(p.cmdline())  # noqa: E731
     if there := sorted(p.pid for p in members(group) if works(p)):
         os.killpg(group, signal.SIGKILL) if whom is None else os.kill(there[int(whom * len(there))], signal.SIGKILL)
@@ -297,8 +305,28 @@ class Fault(Exception):
 
 # ---- what is there
 
-CLOCKS = {"seconds", "started", "finished", "minutes", "measured_in", "resumed", "cpu_seconds", "per_second", "commit", "dirty", "code_hash", "notebook_hash"}  # fmt: skip
-SIGNS = {"checkpoint": "settings.json", "checkpoint-*": "complete.json", "codebook": "codebook.json", "tokens": "meta.json", "*.partial": "never", "shards": "never"}  # fmt: skip
+CLOCKS = {
+    "seconds",
+    "started",
+    "finished",
+    "minutes",
+    "measured_in",
+    "resumed",
+    "cpu_seconds",
+    "per_second",
+    "commit",
+    "dirty",
+    "code_hash",
+    "notebook_hash",
+}
+SIGNS = {
+    "checkpoint": "settings.json",
+    "checkpoint-*": "complete.json",
+    "codebook": "codebook.json",
+    "tokens": "meta.json",
+    "*.partial": "never",
+    "shards": "never",
+}
 # of checkpoints: they hold folders, times, sizes of files with times, and what a process drew before
 OTHER = "training_args.bin", "trainer_state.json", "complete.json", "rng_state*.pth"
 
@@ -342,7 +370,8 @@ def found(home, complete=True):
 
 
 def differences(whole, home, complete=True):
-    "Files that are not those of a run that nothing interrupted; while it is not complete, some are not there yet, and earlier checkpoints are."
+    """Files that are not those of a run that nothing interrupted; while it is not complete, some are not there yet, and
+    earlier checkpoints are."""
     try:
         there = found(home, complete)
     except ValueError as error:
@@ -405,7 +434,8 @@ def words(strike=None, full=None):
 
 
 def run_case(case, seed, whole, heard, start, log, command, largest=10**6, phases=PHASES):
-    "Strike a command at a drawn moment, or twice, and give it again until it is complete: its strikes, and its fault if there is one."
+    """Strike a command at a drawn moment, or twice, and give it again until it is complete: its strikes, and its fault
+    if there is one."""
     draw, said = case.draw(seed), []
     wanted, moments = 1 + (draw.random() < 1 / 3), strikes(case, heard, draw, largest)
     run = functools.partial(attempt, command, case.processes, log=log, phases=phases)
@@ -508,7 +538,7 @@ def load_everything():
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=" ".join(__doc__.split("\n\n")[0].split()))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after about so many; the next call goes on")
     parser.add_argument("--only", default="", help="cases whose command, phase or kind this is; nothing is recorded")

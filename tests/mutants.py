@@ -1,9 +1,9 @@
 """Seeded mutation run: would the tests notice? `make mutants` changes one place of one notebook at a time.
 
-`nbdev_test` defines a notebook's functions again inside the notebook, so a mutant is written into the notebook's cell and into the exported module alike, in a copy
-of the checkout. Then the notebook's cells run, and those that ALSO names; the first failure kills the mutant. General mutation tools change modules only.
-Every place where an operator applies is equally likely to be drawn; without a change everything that is run must pass. A run goes on where it was stopped.
-"""
+`nbdev_test` defines a notebook's functions again inside the notebook, so a mutant is written into the notebook's cell
+and into the exported module alike, in a copy of the checkout. Then the notebook's cells run, and those that ALSO names;
+the first failure kills the mutant. General mutation tools change modules only. Every place where an operator applies is
+equally likely to be drawn; without a change everything that is run must pass. A run goes on where it was stopped."""
 
 import argparse
 import ast
@@ -25,7 +25,8 @@ from conftest import NOTEBOOKS, ROOT, cells, module_name, source
 FOLDER = ROOT / "runs" / "mutants"
 ROOMS = {  # the notebooks, by their folders' and modules' names
     "method": {
-        "method": "tokens vqvae codebook codebook_training losses soft_merge sam mask_head new_rows chat backbone backbone_files samples"
+        "method": "tokens vqvae codebook codebook_training losses soft_merge sam "
+        "mask_head new_rows chat backbone backbone_files samples"
         " model saving decoding answers conversation generation",
         "convert": "checkpoints",
         "pretrain": "dense_heads",
@@ -33,7 +34,8 @@ ROOMS = {  # the notebooks, by their folders' and modules' names
     },
     "data": {
         "world": "mixture",
-        "data": "rows refcoco_files instruct_files refcoco llava grounded ade20k hardblink own depth_cache depth_store curation"
+        "data": "rows refcoco_files instruct_files refcoco llava grounded "
+        "ade20k hardblink own depth_cache depth_store curation"
         " joint_set paper_mixture lengths",
     },
     "evaluation": {
@@ -45,16 +47,47 @@ ALSO = {  # what is run beside a module's own notebook: where it is used
     **dict.fromkeys(("losses", "mask_head", "soft_merge", "new_rows"), "method/14_model"), "chat": "method/13_samples",
     **dict.fromkeys(("decoding", "conversation"), "method/19_generation"),
 }  # fmt: skip
-COMPARE = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.In: "not in", ast.NotIn: "in", ast.Is: "is not", ast.IsNot: "is"}  # fmt: skip
-ARITHMETIC = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "/", ast.Mod: "*", ast.Pow: "*", ast.BitAnd: "|", ast.BitOr: "&"}  # fmt: skip
-PAIRS = "min max, any all, sum mean, argmax argmin, amin amax, zeros ones, floor ceil, x y, h w, height width, row column, rows columns"  # fmt: skip
+COMPARE = {
+    ast.Lt: "<=",
+    ast.LtE: "<",
+    ast.Gt: ">=",
+    ast.GtE: ">",
+    ast.Eq: "!=",
+    ast.NotEq: "==",
+    ast.In: "not in",
+    ast.NotIn: "in",
+    ast.Is: "is not",
+    ast.IsNot: "is",
+}
+ARITHMETIC = {
+    ast.Add: "-",
+    ast.Sub: "+",
+    ast.Mult: "/",
+    ast.Div: "*",
+    ast.FloorDiv: "/",
+    ast.Mod: "*",
+    ast.Pow: "*",
+    ast.BitAnd: "|",
+    ast.BitOr: "&",
+}
+PAIRS = (
+    "min max, any all, sum mean, argmax argmin, amin amax, zeros ones, floor ceil, x y, h w, height width, "
+    "row column, rows columns"
+)
 NAMES = {a: b for pair in PAIRS.split(", ") for a, b in (pair.split(), pair.split()[::-1])}
 STRINGS = {"bilinear": "nearest", "cosine": "linear", "zeros": "border", "token": "group", "at": "previous"}
 EQUIVALENT = {  # notebook, the changed line -> why no test can notice
-    ("method/11_backbone", "side, quarter = round((embedding.shape[1] + 1) ** 0.5), embedding.shape[2] // 4"): "the root of n * n + 2 rounds to n for every n above 1, and a grid of one cell has no sides to tell apart",
-    ("data/12_curation", "(a, b, w, h), (c, d, v, g) = other, one"): "intersection over union is the same whichever box comes first, to the last bit",
-    ("evaluate/03_metrics", 'if mask.dtype.kind not in "iu" or mask.min(initial=0) < 0 or mask.max(initial=1) > 1:'): "a largest value above 1 is above 1 beside a 0 and beside a 1",
-    ("method/15_saving", "trained = {name for name, p in model.named_parameters() if True}"): "torch has left frozen parameters out already (ignore_frozen_params); the names keep buffers out, which are no parameters either way",
+    ("method/11_backbone", "side, quarter = round((embedding.shape[1] + 1) ** 0.5), embedding.shape[2] // 4"):
+    "the root of n * n + 2 rounds to n for every n above 1, "
+    "and a grid of one cell has no sides to tell apart",
+    ("data/12_curation", "(a, b, w, h), (c, d, v, g) = other, one"):
+    "intersection over union is the same whichever box comes "
+    "first, to the last bit",
+    ("evaluate/03_metrics", 'if mask.dtype.kind not in "iu" or mask.min(initial=0) < 0 or mask.max(initial=1) > 1:'):
+    "a largest value above 1 is above 1 beside a 0 and beside a 1",
+    ("method/15_saving", "trained = {name for name, p in model.named_parameters() if True}"):
+    "torch has left frozen parameters out already (ignore_frozen_params); the names keep buffers out, "
+    "which are no parameters either way",
 }  # fmt: skip
 SKIPPED = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)
 
@@ -161,7 +194,9 @@ class Places(ast.NodeVisitor):
     def on_Tuple(self, node):
         if len(node.elts) == 2 and isinstance(node.ctx, ast.Load) and ast.dump(node.elts[0]) != ast.dump(node.elts[1]):
             (start, middle), (again, end) = map(self.span, node.elts)
-            self.found.append((start, end, self.code(node.elts[1]) + self.text[middle:again].decode() + self.code(node.elts[0])))  # fmt: skip
+            self.found.append(
+                (start, end, self.code(node.elts[1]) + self.text[middle:again].decode() + self.code(node.elts[0]))
+            )
 
     def on_Expr(self, node):
         if isinstance(node.value, ast.Call):
@@ -251,7 +286,8 @@ def check(home, what, log):
 
 
 def passes(home, what, log, limit):
-    "`check` in a process of its own, with its own temporary folder; one that computes for `limit` seconds, or waits for ten times that, does not pass."
+    """`check` in a process of its own, with its own temporary folder; one that computes for `limit` seconds, or waits
+    for ten times that, does not pass."""
     temp = tempfile.mkdtemp(prefix="mutant-")
     child = os.fork()
     if not child:
@@ -331,7 +367,8 @@ def score(sample, verdicts):
 
 
 def record(samples, first, verdicts, seconds):
-    "Write the scores with their origin, by seed: as the sample found the tests, and after its survivors were looked at."
+    """Write the scores with their origin, by seed: as the sample found the tests, and after its survivors were looked
+    at."""
     from perceptio.core.files import hash_files
     from perceptio.core.record import Run, write_result
     from perceptio.core.settings import Settings
@@ -350,14 +387,15 @@ def record(samples, first, verdicts, seconds):
         run.finish(**metrics)
     more = dict(
         places=sum(map(changes_something, all_mutants())),
-        protocol="one change at a time; first: by the tests that the sample met when it was drawn; mended: survivors once more, after tests were added; 95 % interval by Wilson",
+        protocol="one change at a time; first: by the tests that the sample met when it was drawn; mended: survivors "
+        "once more, after tests were added; 95 % interval by Wilson",
     )
     write_result("mutants", metrics, run, code, seconds=seconds, **more, **lists)
     return metrics
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=" ".join(__doc__.split("\n\n")[0].split()))
     parser.add_argument("--count", type=int, default=60, help="size of each sample")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a sample for each")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after about so many; the next call goes on")

@@ -1,4 +1,5 @@
-"""A mask, depth and normals in one sequence: a second dense token from its section of settings.ini to a map in the answer."""
+"""A mask, depth and normals in one sequence: a second dense token from its section of settings.ini to a map in the
+answer."""
 
 import json
 from dataclasses import replace

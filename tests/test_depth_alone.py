@@ -1,4 +1,5 @@
-"""What a model with depth as its only dense token gives: samples, ids, losses, gradients and generated ids, digit by digit.
+"""What a model with depth as its only dense token gives: samples, ids, losses, gradients and generated ids, digit by
+digit.
 
 Written before other dense tokens were allowed beside depth: `python tests/test_depth_alone.py` writes the record again.
 """

@@ -289,7 +289,8 @@ def scene_depth(path):
 
 
 def test_a_codebook_of_published_kind_from_kept_maps(tmp_path, monkeypatch):
-    "train_codebook.ipynb at 1B on twelve maps, its shapes made small: killed and begun again; its log, curve, table, result and codebook."
+    """train_codebook.ipynb at 1B on twelve maps, its shapes made small: killed and begun again; its log, curve, table,
+    result and codebook."""
     small, load, log, name = dict(n_depth_tokens=9, depth_size=96, code_dim=16), Settings.load, Run.log, "codebook-1B-9"
     monkeypatch.setattr(Settings, "load", lambda size, **chosen: load(size, **small | chosen))
     monkeypatch.setattr(codebook_training, "train_codebook", partial(codebook_training.train_codebook, every=10))

@@ -1,4 +1,5 @@
-"""What a stranger meets first agrees with the repository: cards of weights, citation, changelog, and every name of a notebook or a module."""
+"""What a stranger meets first agrees with the repository: cards of weights, citation, changelog, and every name of a
+notebook or a module."""
 
 import json
 import re
@@ -70,7 +71,8 @@ MADE_UP = {"out", "none", "evaluate/15_name"}  # examples of a name in prose, an
 
 
 def spoken():
-    "Where -> text of everything that speaks to a reader: pages, lessons, settings, docstrings and messages of the package."
+    """Where -> text of everything that speaks to a reader: pages, lessons, settings, docstrings and messages of the
+    package."""
     for name in TRACKED:
         path = ROOT / name
         if path.suffix == ".ipynb":
@@ -85,7 +87,8 @@ SPOKEN = dict(spoken())
 
 
 def test_every_notebook_that_is_named_exists():
-    "train.ipynb, nbs/core/05_files.ipynb, or a room: method/05_losses. What lies in runs/ or has a variable in it is no name."
+    """train.ipynb, nbs/core/05_files.ipynb, or a room: method/05_losses. What lies in runs/ or has a variable in it is
+    no name."""
     found = [
         (where, (m[1] + m[2]).removeprefix("nbs/"))
         for where, text in SPOKEN.items()

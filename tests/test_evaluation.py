@@ -1,4 +1,5 @@
-"""A metric on two processes is the metric on one, to the sample; on HardBLINK's files the blind rules get what is known of them."""
+"""A metric on two processes is the metric on one, to the sample; on HardBLINK's files the blind rules get what is known
+of them."""
 
 import hashlib
 import os

@@ -30,7 +30,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, InternVLProcessor, LogitsProcessor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers import InternVLProcessor, LogitsProcessor
 
 
 class Processor(InternVLProcessor):
@@ -54,9 +55,11 @@ class Third(LogitsProcessor):
 def answer(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     length = json.loads((Path(folder) / "processor_config.json").read_text())["image_seq_length"]
-    processor = Processor(AutoImageProcessor.from_pretrained(folder), tokenizer, None, image_seq_length=length, chat_template=tokenizer.chat_template)
+    images, template = AutoImageProcessor.from_pretrained(folder), tokenizer.chat_template
+    processor = Processor(images, tokenizer, None, image_seq_length=length, chat_template=template)
     content = [dict(type="image", image=Image.open("photo.png")), dict(type="text", text=sys.argv[1])]
-    inputs = processor.apply_chat_template([dict(role="user", content=content)], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    asked = dict(add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    inputs = processor.apply_chat_template([dict(role="user", content=content)], **asked)
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     np.save(Path(folder).name + ".npy", inputs["pixel_values"].float().numpy())
     inputs = inputs.to(model.dtype)
@@ -141,7 +144,8 @@ def test_files_of_the_processor(exported):
         folder = exported[0] / name
         pixels, processor, video, stop, tokens, words = (
             json.loads((folder / f"{file}.json").read_text())
-            for file in ("preprocessor_config", "processor_config", "video_preprocessor_config", "generation_config", "tokenizer_config", "tokenizer")
+            for file in ("preprocessor_config", "processor_config", "video_preprocessor_config", "generation_config",
+                         "tokenizer_config", "tokenizer")
         )  # fmt: skip
         constants = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225], resample=3, do_rescale=True)
         constants |= dict(do_normalize=True, do_resize=True, do_convert_rgb=True, size=dict(height=side, width=side))

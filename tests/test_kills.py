@@ -56,7 +56,10 @@ def weights(value, seconds=1.0):
 
 def test_another_weight_or_word_is_a_difference_and_another_time_is_none(tmp_path):
     files = {"checkpoint/model.safetensors": weights(0.1), "checkpoint/settings.json": b"{}"}
-    files |= {"results/a.json": b'{"metrics": {"iou": 0.5}, "started": "today"}', "metrics.jsonl": b'{"loss": 1, "seconds": 2}\n'}  # fmt: skip
+    files |= {
+        "results/a.json": b'{"metrics": {"iou": 0.5}, "started": "today"}',
+        "metrics.jsonl": b'{"loss": 1, "seconds": 2}\n',
+    }
     times = {"results/a.json": (b"today", b"now"), "metrics.jsonl": (b"2", b"3")}
     facts = {"results/a.json": (b".5", b".6"), "metrics.jsonl": (b"1", b"2")}
     facts["checkpoint/model.safetensors"] = struct.pack("<f", 0.1), struct.pack("<f", 0.10000001)

@@ -31,7 +31,8 @@ LORA = dict(train_llm="lora", new_embeddings="new_rows", lora_rank=4, lora_alpha
 
 
 def samples():
-    "Eight, in the order of training. Of every four the last two go to the second process: first text alone, then, in the second step, masks where the first process has none."
+    """Eight, in the order of training. Of every four the last two go to the second process: first text alone, then, in
+    the second step, masks where the first process has none."""
     rng = np.random.default_rng(0)
     image = lambda: rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)  # noqa: E731
     depth, codes, mask = (
@@ -108,13 +109,15 @@ def run_steps(folder, processes, counted=True, **settings):
 
 
 def gap(a, b):
-    "(largest difference between two sets of gradients, its tensor), relative to each tensor (and, for those that are zero but for rounding, to the largest)."
+    """(largest difference between two sets of gradients, its tensor), relative to each tensor (and, for those that are
+    zero but for rounding, to the largest)."""
     size = max(g.norm() for g in b.values())
     return max((((a[n] - b[n]).norm() / (b[n].norm() + 1e-4 * size)).item(), n) for n in b)
 
 
 def test_two_processes_are_one(tmp_path):
-    "In the first step the second process has no mask, no depth and no image; in the second the first process has no mask."
+    """In the first step the second process has no mask, no depth and no image; in the second the first process has no
+    mask."""
     whole = dict(batch_size=4, **LORA | dict(lora_dropout=0.0))
     halves = dict(batch_size=2, grad_accum=2, **LORA | dict(lora_dropout=0.0))
     one = run_steps(tmp_path / "one", 1, **whole)
@@ -138,7 +141,8 @@ def test_two_processes_are_one(tmp_path):
 
 
 def sharded():
-    "Loss and gradients of a model in shards (FSDP2) against those of a whole one, on half a step each; the second process has text only."
+    """Loss and gradients of a model in shards (FSDP2) against those of a whole one, on half a step each; the second
+    process has text only."""
     dist.init_process_group("gloo")
     settings = Settings.load("smoke", gradient_checkpointing=True, **LORA | dict(lora_dropout=0.0))
     torch.manual_seed(0)
@@ -181,7 +185,8 @@ def test_shards_are_the_whole():
 
 
 def test_terms_keep_their_names(tmp_path):
-    "Passes with and without masks make their terms in different orders; the logged names must not be mixed up between processes."
+    """Passes with and without masks make their terms in different orders; the logged names must not be mixed up between
+    processes."""
     half = dict(batch_size=2, grad_accum=2, seg_point=2.0, **LORA | dict(lora_dropout=0.0))
     one, two = (run_steps(tmp_path / str(n), n, **half) for n in (1, 2))
     for name in ("seg_point", "mask_iou", "mask_ce"):
@@ -218,7 +223,10 @@ def steep_steps(folder, **settings):
 def test_an_infinite_gradient_in_one_process_stops_both(tmp_path):
     "And a failure names the process. The samples of the second step are those of both."
     before = signal.getsignal(signal.SIGTERM)
-    said = "the gradient of step 2 has the norm (inf|nan), though the loss is finite: the optimiser has not moved. Its samples are "
+    said = (
+        "the gradient of step 2 has the norm (inf|nan), though the loss is finite: the optimiser has not moved. Its "
+        "samples are "
+    )
     names = re.escape("['seen', 'marked', 'two', 'text']")
     with pytest.raises(RuntimeError, match=rf"process \d of 2 failed: FloatingPointError: {said}{names}"):
         launch(steep_steps, str(tmp_path), batch_size=4, processes=2, **LORA)
@@ -229,7 +237,10 @@ def test_an_infinite_gradient_in_one_process_stops_both(tmp_path):
 
 def test_processes_end_with_their_launcher():
     "Also when it is killed and can stop nobody."
-    code = "import time; from perceptio.core import launch; launch.SLOW_IMPORTS = ['perceptio.core.launch']; launch.launch(time.sleep, 600, processes=2)"
+    code = (
+        "import time; from perceptio.core import launch; launch.SLOW_IMPORTS = ['perceptio.core.launch']; "
+        "launch.launch(time.sleep, 600, processes=2)"
+    )
     launcher = subprocess.Popen([sys.executable, "-c", code])
     started, there = time.monotonic(), []
     while len(there) < 4 and time.monotonic() < started + 120:  # the server, its tracker, and the two

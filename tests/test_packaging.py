@@ -34,7 +34,8 @@ def requires(name):
 
 
 def closure(requirements, **environment):
-    "Name -> the requirements it has to satisfy, by the metadata of what is installed here and the markers of another Python."
+    """Name -> the requirements it has to satisfy, by the metadata of what is installed here and the markers of another
+    Python."""
     found, todo, done, here = {}, [(Requirement(r), "") for r in requirements], set(), default_environment()
     while todo:
         requirement, extra = todo.pop()
@@ -50,7 +51,8 @@ def closure(requirements, **environment):
 
 @pytest.mark.parametrize("version", ["3.11.0", "3.11.2", "3.11.9", "3.12.3", "3.13.1"])
 def test_pins_are_complete_and_agree_on_every_python(version):
-    "pip's own resolution is checked in installs.py, with the markers of the Python that runs it; here they are evaluated for each."
+    """pip's own resolution is checked in installs.py, with the markers of the Python that runs it; here they are
+    evaluated for each."""
     python = dict(python_version=version.rpartition(".")[0], python_full_version=version)
     for name, requirements in closure([*BASE, *EXTRAS["dev"], *EXTRAS["eval"], *EXTRAS["docs"]], **python).items():
         assert name in PINNED, f"{name} is not pinned"
@@ -65,8 +67,8 @@ def test_sam2_and_lmms_eval_are_installed_by_themselves():
     assert {"sam2", "lmms-eval"} & set(closure([*BASE, *EXTRAS["dev"], *EXTRAS["eval"], *EXTRAS["docs"]])) == set()
     makefile = (ROOT / "Makefile").read_text()
     assert (
-        "SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --no-deps --no-build-isolation --constraint constraints.txt sam2"
-        in makefile
+        "SAM2_BUILD_CUDA=0 $(BIN)/python -m pip install --no-deps --no-build-isolation --constraint constraints.txt "
+        "sam2" in makefile
     )
     assert "pip install --no-deps --constraint constraints.txt lmms-eval" in makefile
 
@@ -86,7 +88,8 @@ def test_a_line_that_is_not_understood_is_an_error(monkeypatch, tmp_path):
 
 
 def test_a_line_that_would_change_the_tested_environment_is_an_error(monkeypatch):
-    "trackio by itself asks for a pillow older than the tested one, and the old line for lmms-eval brought another torch."
+    """trackio by itself asks for a pillow older than the tested one, and the old line for lmms-eval brought another
+    torch."""
     assert ("", "other/bin/", '"transformers>=5.23" torch==2.13.0 torchvision==0.28.0 pillow') in installs.documented()
     asked = []
     monkeypatch.setattr(installs, "would_install", lambda *words, env: asked.append(words) or {"pillow": "12.3.0"})
@@ -97,7 +100,8 @@ def test_a_line_that_would_change_the_tested_environment_is_an_error(monkeypatch
 
 
 def test_what_is_imported_is_a_dependency_or_optional_by_name():
-    "Every import of the package: from Python itself, from what pip installs with it, or from a package that `require` asks for."
+    """Every import of the package: from Python itself, from what pip installs with it, or from a package that `require`
+    asks for."""
     homes, installed = importlib.metadata.packages_distributions(), set(closure(BASE))
     names = set()
     for path in MODULES:

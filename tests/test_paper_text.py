@@ -1,17 +1,17 @@
-"""What is said of the paper (arXiv 2603.18795): its sections, equations, tables, figures exist, and its words are its own.
+"""What is said of the paper (arXiv 2603.18795): its sections, equations, tables, figures exist, and its words are its
+own.
 
-How to refer. `section 3.5`, `paper 3.5`, `(3.5)` or `(3.5, ...)`; in settings.ini also `# 3.5`. `Eq. 5-7`, `Table 2`, `Figure 6`,
-`appendix B`, `Algorithm 1, line 11`. A section of other work has its name in front: `AURORA, section 4.3`. One of the words that
-data/paper/sections.json keeps for a section must stand near every reference to it (a quotation is enough): losses are 3.4, data are
-3.5. A benchmark that is named beside a table must be a column of it.
+How to refer. `section 3.5`, `paper 3.5`, `(3.5)` or `(3.5, ...)`; in settings.ini also `# 3.5`. `Eq. 5-7`, `Table 2`,
+`Figure 6`, `appendix B`, `Algorithm 1, line 11`. A section of other work has its name in front: `AURORA, section 4.3`.
+One of the words that data/paper/sections.json keeps for a section must stand near every reference to it (a quotation is
+enough): losses are 3.4, data are 3.5. A benchmark that is named beside a table must be a column of it.
 
-How to quote. Words of the paper stand in double quotes and carry their section: `"..." (paper 3.5)`, or in front `3.5: "..."`.
-`...` and `[...]` leave words out; case, hyphens and spaces do not count. What the paper does not say in these words has no double
-quotes in a sentence that speaks of the paper.
+How to quote. Words of the paper stand in double quotes and carry their section: `"..." (paper 3.5)`, or in front `3.5:
+"..."`. `...` and `[...]` leave words out; case, hyphens and spaces do not count. What the paper does not say in these
+words has no double quotes in a sentence that speaks of the paper.
 
-The paper's text is not ours to ship. Where somebody has it as .txt, PERCEPTIO_PAPER names its folder (else data/paper/text, which
-git ignores); without it the words are not compared, everything else is.
-"""
+The paper's text is not ours to ship. Where somebody has it as .txt, PERCEPTIO_PAPER names its folder (else
+data/paper/text, which git ignores); without it the words are not compared, everything else is."""
 
 import ast
 import io
@@ -366,7 +366,8 @@ def test_a_wrong_reference_is_found(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "The samples of section 3.5 and the loss of 3.4; AURORA, section 4.3, has others; Chowdhery et al., 2022, appendix B.",
+        "The samples of section 3.5 and the loss of 3.4; AURORA, section 4.3, has others; Chowdhery et al., 2022, "
+        "appendix B.",
         "Eq. 5 and 6 average what Eq. 4-7 sum; Table 1 has cIoU, and 4.3 seconds are no section (4.35).",
     ],
 )

@@ -1,4 +1,5 @@
-"""The guard of a parametrised notebook, through the real papermill: the failures it is there for exit with 0 without it."""
+"""The guard of a parametrised notebook, through the real papermill: the failures it is there for exit with 0 without
+it."""
 
 import json
 
@@ -21,7 +22,8 @@ def notebook(tmp_path):
     "A notebook shaped like ours; what it found ends in result.json."
     cells = [
         new_code_cell(
-            "from perceptio.core.notebook import check_parameters, run_dir\nfrom perceptio.core.settings import notebook_size"
+            "from perceptio.core.notebook import check_parameters, run_dir\nfrom perceptio.core.settings import "
+            "notebook_size"
         ),
         new_code_cell(PARAMETERS, metadata=dict(tags=["parameters"])),
         new_code_cell("check_parameters(globals())"),

@@ -1,4 +1,5 @@
-"""Several processes that start at once in a fresh folder, one of which is killed: the others wait, take over and find the same."""
+"""Several processes that start at once in a fresh folder, one of which is killed: the others wait, take over and find
+the same."""
 
 import hashlib
 import json

@@ -1,4 +1,5 @@
-"""A checkpoint on another machine: the package copied as a wheel installs it, no checkout, another folder to work in."""
+"""A checkpoint on another machine: the package copied as a wheel installs it, no checkout, another folder to work
+in."""
 
 import hashlib
 import os
@@ -23,10 +24,11 @@ from perceptio.method.saving import carry_base, load_model, read_settings, save_
 ASK = """
 import hashlib, sys
 import numpy as np
-import perceptio.method.generation
+from perceptio.method import generation
 image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-out = perceptio.method.generation.Perceptio.from_pretrained("mymodel", device="cpu")(image, "segment the red cube", perceive="both", max_new_tokens=4)
-print(out.token_ids, hashlib.sha256(out.mask.tobytes() + out.depth.tobytes()).hexdigest(), perceptio.method.generation.__file__)
+model = generation.Perceptio.from_pretrained("mymodel", device="cpu")
+out = model(image, "segment the red cube", perceive="both", max_new_tokens=4)
+print(out.token_ids, hashlib.sha256(out.mask.tobytes() + out.depth.tobytes()).hexdigest(), generation.__file__)
 """
 
 

@@ -1,4 +1,5 @@
-"""What is read first is true: tables made from data/results/, code that runs as printed, commands, links and pictures that exist."""
+"""What is read first is true: tables made from data/results/, code that runs as printed, commands, links and pictures
+that exist."""
 
 import re
 from pathlib import Path

@@ -46,7 +46,8 @@ def trained_codebook():
 
 
 class Deadly(perceptio.train.trainer.RunLog):
-    "Also kills the first process (kill -9) after step 4, before its checkpoint, or after step 6, while this lacks only its last word."
+    """Also kills the first process (kill -9) after step 4, before its checkpoint, or after step 6, while this lacks
+    only its last word."""
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.process_index == 0 and os.environ["DIE"] == "between" and state.global_step == 4:
@@ -98,7 +99,10 @@ def test_killed_twice_at_two_processes_and_resumed(monkeypatch):
 def test_killed_at_one_process_and_resumed(monkeypatch):
     "The whole program dies, as it would in a notebook."
     name, settings = "killed-alone", begin("killed-alone")
-    code = f"import test_resume as t; from perceptio.core.settings import Settings; t.train_and_die(Settings(**{settings.as_dict()}), {name!r})"
+    code = (
+        "import test_resume as t; from perceptio.core.settings import Settings; "
+        f"t.train_and_die(Settings(**{settings.as_dict()}), {name!r})"
+    )
     environ = os.environ | dict(
         DIE="saving", PERCEPTIO_SCRATCH=str(scratch_dir()), PYTHONPATH=str(Path(__file__).parent), OMP_NUM_THREADS="1"
     )

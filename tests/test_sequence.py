@@ -1,4 +1,5 @@
-"""The paper's mixture reaches the optimiser in one sequence: any number of processes, of workers, and through a resume."""
+"""The paper's mixture reaches the optimiser in one sequence: any number of processes, of workers, and through a
+resume."""
 
 import hashlib
 import json
@@ -130,7 +131,8 @@ def in_order(whole_images, tmp_path_factory):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_dealt_out_by_length(whole_images, in_order, tmp_path, processes):
-    "As transformers deals out samples whose lengths are listed: the same in every step, and the same losses, after a resume too."
+    """As transformers deals out samples whose lengths are listed: the same in every step, and the same losses, after a
+    resume too."""
     whole, losses = in_order
     names, lengths = ([x for given in whole for x in given[k]] for k in ("names", "tokens"))
     assert len(names) == 3 * 2 * STEP and len(set(lengths)) > 2 * STEP

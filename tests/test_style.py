@@ -20,12 +20,17 @@ def test_module_is_at_most_450_lines(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_lines_of_lessons_are_at_most_120_columns(path):
-    "In code and prose; the formatter splits neither texts nor comments. A row of a table, and an equation, is one line."
+    "In code and prose, where the formatter splits neither texts nor comments; a row of a table stays one line."
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     lines = [
         line for cell in cells for line in "".join(cell["source"]).splitlines() if not line.startswith(("|", "$$"))
     ]
     assert [line for line in lines if len(line) > 120] == []
+
+
+def test_lines_of_tests_are_at_most_120_columns():
+    lines = [(p.name, line) for p in ROOT.glob("tests/**/*.py") for line in p.read_text(encoding="utf-8").splitlines()]
+    assert [(name, line) for name, line in lines if len(line) > 120] == []
 
 
 @MODULE

@@ -395,7 +395,8 @@ def hostile_letters(rng):
 
 @door("texts", 8)
 def texts(rng, folder, kind):
-    "What people write comes through letter for letter, or is refused: control characters, HTML, other scripts, reserved words."
+    """What people write comes through letter for letter, or is refused: control characters, HTML, other scripts,
+    reserved words."""
     text = "".join(rng.choice(TEXTS) for _ in range(rng.choice([1, 1, 2, 3])))
     if rng.random() < 0.3:
         text = "".join(chr(rng.choice([rng.randrange(32), rng.randrange(0x110000)])) for _ in range(20))

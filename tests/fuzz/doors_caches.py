@@ -1,4 +1,5 @@
-"""What is computed once and kept (depth tokens, joint set, scenes, checkpoints), and what other programs wrote (parquet, lmms-eval)."""
+"""What is computed once and kept (depth tokens, joint set, scenes, checkpoints), and what other programs wrote
+(parquet, lmms-eval)."""
 
 import copy
 import io

@@ -288,7 +288,10 @@ def rows_on_disk(rng, folder, kind):
     return "use"
 
 
-DEFAULTS = 'size: str = "tiny"  # a size\nsteps: int = 5  # how many\nlr: float = 0.5  # how fast\nwrite: bool = False  # or not\n'
+DEFAULTS = (
+    'size: str = "tiny"  # a size\nsteps: int = 5  # how many\nlr: float = 0.5  # how fast\nwrite: bool = False  # or '
+    "not\n"
+)
 
 
 @door("papermill's parameters", 8)

@@ -112,8 +112,22 @@ def with_size(content, rng):
 
 
 def other_file(rng):
-    return rng.choice([b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"BM" + b"\xff" * 60, b"GIF89a" + b"\xff" * 40, b"RIFF\xff\xff\xff\x7fWEBPVP8L" + b"\0" * 40,
-                       b"II*\0" + b"\xff" * 40, b"MM\0*" + struct.pack(">I", 8) + struct.pack(">H", 999) + b"\1" * 99, b"\0\0\1\0\1\0" + b"\xff" * 30, b"8BPS\0\1" + b"\0" * 40, b"P6 99999999 99999999 255\n", b"\xff\xd8\xff\xe0" + b"\0" * 20, b"\xff\xd8\xff\xe1\xff\xffExif\0\0II*\0\x08\0\0\0" + b"\xff" * 90])  # fmt: skip
+    return rng.choice(
+        [
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n",
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            b"BM" + b"\xff" * 60,
+            b"GIF89a" + b"\xff" * 40,
+            b"RIFF\xff\xff\xff\x7fWEBPVP8L" + b"\0" * 40,
+            b"II*\0" + b"\xff" * 40,
+            b"MM\0*" + struct.pack(">I", 8) + struct.pack(">H", 999) + b"\1" * 99,
+            b"\0\0\1\0\1\0" + b"\xff" * 30,
+            b"8BPS\0\1" + b"\0" * 40,
+            b"P6 99999999 99999999 255\n",
+            b"\xff\xd8\xff\xe0" + b"\0" * 20,
+            b"\xff\xd8\xff\xe1\xff\xffExif\0\0II*\0\x08\0\0\0" + b"\xff" * 90,
+        ]
+    )
 
 
 @door("images", 14)

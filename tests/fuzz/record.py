@@ -32,7 +32,7 @@ def main(cases: int) -> Path:
             counts[name] = dict(cases=found.total()) | dict(found)
             print(name, counts[name], flush=True)
         record.finish(cases=(n := sum(c["cases"] for c in counts.values())))
-        said = {name: entry.case.__doc__ for name, entry in DOORS.items()}
+        said = {name: " ".join(entry.case.__doc__.split()) for name, entry in DOORS.items()}
         seconds = time.perf_counter() - begun
         return write_result("fuzz", counts, record, data_hash, seconds=seconds, n=n, doors=said)
 

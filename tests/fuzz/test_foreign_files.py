@@ -1,4 +1,5 @@
-"""Images, masks, names, pickles, weights and records, broken and hostile: `pytest tests/fuzz --fuzz-cases 100000` for more than the usual number."""
+"""Images, masks, names, pickles, weights and records, broken and hostile: `pytest tests/fuzz --fuzz-cases 100000` for
+more than the usual number."""
 
 import pytest
 from harness import CASES, MODULES, check, doors_of
