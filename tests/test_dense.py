@@ -4,12 +4,15 @@ answer."""
 import json
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, cells, source
 
 from perceptio.core.dense import DenseMaps, further_tokens
+from perceptio.core.notebook import run_dir
+from perceptio.core.record import read_result
 from perceptio.core.settings import Settings
 from perceptio.method.codebook import DenseCodebook
 from perceptio.method.generation import Perceptio
@@ -150,7 +153,6 @@ def test_a_codebook_that_is_missing_or_another_is_refused(made):
 
 def test_a_run_with_normals():
     "The trainer, the files and the measurements take them from the settings: nothing else is said."
-    from perceptio.core.notebook import run_dir
     from perceptio.evaluate.suite import measurements
     from perceptio.train.run import begin_run, train_run
     from perceptio.world.mixture import world, world_hash
@@ -169,6 +171,23 @@ def test_a_run_with_normals():
         set(p.name for p in (run_dir("normals") / "checkpoint").glob("codebook_*")),
     )
     assert saved == ("depth normals", {"codebook_normals"})
+
+
+def test_the_codebook_of_a_named_token(monkeypatch):
+    "train_codebook.ipynb -p token normals: trained on exact maps, measured in degrees, saved as a run reads it."
+    space, load = {}, Settings.load
+    monkeypatch.setattr(Settings, "load", lambda size, **chosen: load(size, **dict(n_train=8, n_test=1) | chosen))
+    for cell in (c for c in cells(ROOT / "nbs" / "train_codebook.ipynb") if c["cell_type"] == "code"):
+        exec(source(cell), space)
+        if "parameters" in cell["metadata"].get("tags", ()):
+            space |= dict(size="smoke", token="normals", steps=10)
+    plt.close("all")
+    result, book = read_result(name := "codebook-normals-smoke-64", name), space["trained"][64]["codebook"]
+    truth = torch.from_numpy(np.stack([book.maps.of_scene(scene) for scene in space["seen"]["val"]]))
+    wanted = book.maps.valid(book.resize(truth.float())).numpy()
+    angle = book.maps.compare(book.decode(book.encode(torch.from_numpy(wanted))).numpy(), wanted)["mean_angle"].mean()
+    assert result["metrics"]["mean_angle"] == pytest.approx(angle, abs=0.1)  # kept maps are in half precision
+    assert DenseCodebook.from_pretrained(run_dir(name) / "codebook").token == "normals"
 
 
 class Silhouettes(DenseMaps):

@@ -304,7 +304,7 @@ def test_a_codebook_of_published_kind_from_kept_maps(tmp_path, monkeypatch):
             if "parameters" in cell["metadata"].get("tags", ()):
                 space |= dict(size="1B", steps=12, maps_dir=str(tmp_path / "tokens"))
             if "training MSE" in source(cell):
-                space["drawn"] = [list(line.get_xdata()) for axis in space["axes"] for line in axis.lines]
+                space["drawn"] = [list(line.get_xdata()) for axis in space["axes"].flat for line in axis.lines]
         plt.close("all")
         return space
 

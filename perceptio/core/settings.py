@@ -302,7 +302,9 @@ ABLATIONS = {
     "no_seg": WITHOUT_SEG,  # Table 4, "P (-Seg)"
     "no_depth_recon": dict(lambda_recon=0.0),  # Table 5, "P (-Depth-Rec)": Eq. 10
     "no_depth_tokens": dict(lambda_depth=0.0),  # Table 5, "P (-Depth-Gen)": Eq. 4; L_LLM still sees the tokens
-    "no_perception": WITHOUT_DEPTH | WITHOUT_SEG,  # not in the paper: the base trained on text alone
+    "no_perception": WITHOUT_DEPTH
+    | WITHOUT_SEG
+    | dict(dense="depth"),  # not in the paper: on text alone, no dense token
 }
 
 # %% ../../nbs/core/03_settings.ipynb #63c5ea81

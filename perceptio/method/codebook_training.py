@@ -262,9 +262,14 @@ def training_file(settings, store, folder: str | Path, token: DenseToken | None 
     return Path(folder) / f"training-{name}.safetensors"
 
 # %% ../../nbs/method/04_codebook_training.ipynb #3146e6bf
-def kept_history(settings, store, folder: str | Path) -> list[dict]:  # one record per step done; empty: it begins anew
+def kept_history(
+    settings,
+    store,
+    folder: str | Path,
+    token: DenseToken | None = None,  # see `fit_codebook`
+) -> list[dict]:  # one record per step done; empty: it begins anew
     "What `fit_codebook` goes on from."
-    file = training_file(settings, store, folder)
+    file = training_file(settings, store, folder, token)
     return read_training(file)[1]["history"] if file.is_file() else []
 
 # %% ../../nbs/method/04_codebook_training.ipynb #58e90054
