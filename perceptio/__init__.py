@@ -1,4 +1,4 @@
-"""Perceptio: a vision-language model that says where things are and how far, then answers. Written in notebooks; see nbs/."""
+"""Perceptio: a vision-language model that says where things are and how far, then answers. Written in nbs/."""
 
 from importlib import import_module
 
@@ -8,7 +8,8 @@ LAZY = {"Perceptio": "method.generation", "PerceptioOutput": "method.answers", "
 def __getattr__(name):
     "Import the module of a public name when it is first asked for, so that `import perceptio` stays light."
     if name not in LAZY:
-        raise AttributeError(f"module 'perceptio' has no attribute {name!r}; it offers {', '.join(LAZY)} and its modules")
+        offered = ", ".join(LAZY)
+        raise AttributeError(f"module 'perceptio' has no attribute {name!r}; it offers {offered} and its modules")
     return getattr(import_module(f"perceptio.{LAZY[name]}"), name)
 
 

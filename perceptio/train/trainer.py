@@ -485,8 +485,9 @@ def plot_terms(
     terms = logged_terms(rows)
     still = {name: values[0] for name, (_, values) in terms.items() if len(values) > 1 and len(set(values)) == 1}
     moving = {name: found for name, found in terms.items() if name not in still}
-    lines = max(1, -(-len(moving) // 4))
-    figure, axes = charts(lines, 4, 9.5, 1.7 * lines + 0.3 * bool(still))
+    columns = min(4, max(1, len(moving)))
+    lines = max(1, -(-len(moving) // columns))
+    figure, axes = charts(lines, columns, 2.4 * columns, 1.7 * lines + 0.3 * bool(still))
     for ax, (name, (steps, values)) in zip(axes.flat, moving.items()):
         seaborn.lineplot(
             x=steps, y=values, color=VIOLET, lw=1.2, marker="." if len(steps) < 20 else None, errorbar=None, ax=ax
