@@ -1,7 +1,8 @@
 """Build the documentation site in _site/, without a network, and fail on a broken link or a picture without a text.
 
-A lesson is shown with the outputs it keeps. A notebook to run keeps none: its page is the newest recorded run of the same cells
-(`runs/NAME.ipynb`, `runs/*/NAME.ipynb`), else a run at its smallest size if that is quick, else it says that it was not run.
+A lesson is shown with the outputs it keeps. A notebook to run keeps none: its page is the newest recorded run
+of the same cells (`runs/NAME.ipynb`, `runs/*/NAME.ipynb`), else a run at its smallest size if that is quick, else it
+says that it was not run.
 """
 
 import hashlib
@@ -77,7 +78,10 @@ def origin(path, notebook):
 def provenance(run):
     "Where the outputs of a page come from."
     if run is None:
-        return ":::{admonition} Not run\n:class: warning\nNo recorded run of these cells is in `runs/`, and it takes too long to be run for this page. Its cells are shown without results.\n:::"
+        return (
+            ":::{admonition} Not run\n:class: warning\nNo recorded run of these cells is in `runs/`, and it takes too"
+            " long to be run for this page. Its cells are shown without results.\n:::"
+        )
     given = ", ".join(f"`{k} = {v}`" for k, v in run.parameters.items()) or "its own values"
     seconds = run.about["duration"]
     took = f"{seconds / 60:.0f} minutes" if seconds > 100 else f"{seconds:.0f} seconds"

@@ -1,4 +1,4 @@
-"""What is wrong with a built site: links that lead nowhere, pictures without a text, files that another machine would have to send."""
+"""What is wrong with a built site: dead links, pictures without a text, files that another machine must send."""
 
 from collections import defaultdict
 from html.parser import HTMLParser

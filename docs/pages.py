@@ -1,4 +1,4 @@
-"""A notebook as a page of the documentation site: nbdev's lines and hidden cells gone, notebooks named in the text linked.
+"""A notebook as a page of the documentation site: no nbdev lines or hidden cells, notebooks named in the text linked.
 
 Nothing here is part of the package; build_site.py, which `make docs` calls, uses it.
 """
@@ -14,10 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 NBS = ROOT / "nbs"
 FLOORS = {  # folder of nbs/ -> what its page says, in the order of the site
     "core": "What every other room needs: where files are, settings, reading foreign files, recording runs.",
-    "method": "Section 3 of the paper (Methods), an equation at a time: tokens, codebook, losses, soft merge, model, generation.",
+    "method": "Section 3 of the paper (Methods), an equation at a time: tokens, codebook, losses, soft merge,"
+    " model, generation.",
     "convert": "Published checkpoints and tokenizers become this project's.",
     "world": "The built-in scenes with exact masks and depth, their questions, and the mixture to train on.",
-    "data": "The paper's data: readers of the published sets, the depth teacher, the joint set, its filters and caches.",
+    "data": "The paper's data: readers of the published sets, the depth teacher, the joint set, filters and caches.",
     "pretrain": "How the tiny model gets what a published checkpoint brings: sight, language, masks.",
     "evaluate": "Metrics with intervals, and every benchmark that the paper's tables name.",
     "train": "The trainer, a whole run, a dry run before it, and fine-tuning on your own data.",
@@ -99,7 +100,7 @@ def shown_code(cell, fold=False):
 
 
 def linked(text, folder):
-    "Markdown in which a notebook named in code style, as `nbs/train.ipynb` or `train.ipynb`, is a link to its page; a lesson may lack the ending."
+    "Markdown whose notebooks in code style (`nbs/train.ipynb`, `train.ipynb`, lessons without ending) are links."
 
     def link(match):
         path = (NBS / match["path"].removeprefix("nbs/")).with_suffix(".ipynb")
@@ -156,7 +157,7 @@ def recorded(name, notebook, runs):
 
 
 def slug(title):
-    "The anchor of a heading as JupyterLab makes it, and GitHub for notebooks: blanks become hyphens, and nothing else changes."
+    "The anchor of a heading as JupyterLab makes it, and GitHub for notebooks: blanks become hyphens, no more."
     return title.replace(" ", "-")
 
 
