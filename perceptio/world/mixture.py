@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'ASK', 'PHRASES', 'UNSEEN', 'DIRECT', 'weights', 'request', 'world', 'world_hash', 'scene_markers',
-           'scene_tasks', 'load_tasks', 'scene_codes', 'FeatureCache', 'SceneMaps', 'dense_scenes', 'SceneMixture']
+           'scene_tasks', 'load_tasks', 'scene_codes', 'FeatureCache', 'SceneMaps', 'dense_scenes', 'some_dense',
+           'ask_dense', 'SceneMixture']
 
 # %% ../../nbs/world/07_mixture.ipynb #68f6e076
 import json
@@ -275,6 +276,26 @@ def dense_scenes(
         found[token.name] = maps, torch.cat(parts).numpy().astype(np.uint8)
     return found
 
+# %% ../../nbs/world/07_mixture.ipynb #c69c52dc
+def some_dense(
+    names: Sequence[str],  # of dense tokens, in the order of Eq. 1
+    rng: np.random.Generator,
+) -> list[str]:  # at least one of them, in the same order
+    "Which dense tokens a request is for: each choice is as likely as another."
+    choice = int(rng.integers(1, 2 ** len(names)))
+    return [name for k, name in enumerate(names) if choice >> k & 1]
+
+# %% ../../nbs/world/07_mixture.ipynb #63124b8a
+def ask_dense(
+    turn: Turn,  # asks for depth, alone or with a mask; it is changed
+    chosen: list[str],  # from `some_dense`
+    reword: bool = True,  # its words name depth; False = only the template does, and an expression is left as it is
+) -> None:
+    "Make a request for depth one for these dense tokens."
+    turn.perceive = request_name(["seg"] * (turn.perceive == "both") + chosen)
+    if reword:
+        turn.question = re.sub(r"\bdepth\b", " and ".join(chosen), turn.question)
+
 # %% ../../nbs/world/07_mixture.ipynb #878d6239
 class SceneMixture(Dataset):
     "Sample k is drawn by (seed, k): its source by the mixture, its scene in turn, its question at random."
@@ -322,13 +343,10 @@ class SceneMixture(Dataset):
         return sample
 
     def _some_dense(self, sample, i, rng):
-        "A request for depth becomes one for some dense tokens, each choice alike; depth alone is one of them."
-        names = ["depth"] * self.settings.use_depth + [*self.dense]
-        choice = int(rng.integers(1, 2 ** len(names)))
-        chosen = [name for k, name in enumerate(names) if choice >> k & 1]
+        "A request for depth becomes one for some dense tokens."
+        chosen = some_dense(["depth"] * self.settings.use_depth + [*self.dense], rng)
         for turn in sample.turns:
-            turn.perceive = request_name(["seg"] * (turn.perceive in ("seg", "both")) + chosen)
-            turn.question = re.sub(r"\bdepth\b", " and ".join(chosen), turn.question)
+            ask_dense(turn, chosen)
         if "depth" not in chosen:
             sample.disparity = sample.codes = sample.shown = None
         for name in (name for name in chosen if name != "depth"):
