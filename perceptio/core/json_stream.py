@@ -15,18 +15,6 @@ from .foreign import DECODER, TOO_DEEP, TOO_LONG, BadSample, check_characters, c
 
 # %% ../../nbs/core/07_json_stream.ipynb #d65bde83
 _SPACE = re.compile(r"[ \t\r\n]*")
-_PART = re.compile(
-    r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[\[\]{}]|[^\s"\[\]{},:]+', re.DOTALL
-)  # a text, a bracket, or a number or name
-LARGEST = 1 << 26  # characters; a value that does not end within so many is broken
-
-
-def _checked(source, value):
-    try:
-        check_characters(source, value)
-    except ValueError as error:
-        return BadSample(str(error))
-    return value
 
 
 class _Window:
@@ -59,6 +47,36 @@ class _Window:
         self.at += 1
         return character
 
+# %% ../../nbs/core/07_json_stream.ipynb #1d001726
+_PART = re.compile(
+    r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[\[\]{}]|[^\s"\[\]{},:]+', re.DOTALL
+)  # a text, a bracket, or a number or name
+
+
+def _value_end(text, at):
+    "Where the brackets of the value that begins at a place are closed; 0 = not in this text."
+    depth = 0
+    for part in _PART.finditer(text, at):
+        depth += (part[0] in "[{") - (part[0] in "]}")
+        if depth <= 0:
+            return part.end() if depth == 0 and part.end() < len(text) else 0
+    return 0
+
+# %% ../../nbs/core/07_json_stream.ipynb #f68f13ba
+LARGEST = 1 << 26  # characters; a value that does not end within so many is broken
+
+
+def _checked(source, value):
+    try:
+        check_characters(source, value)
+    except ValueError as error:
+        return BadSample(str(error))
+    return value
+
+
+class _Values(_Window):
+    "The values of a text, one after the other."
+
     def value(self):
         "The next value; BadSample in place of one that cannot be read."
         self.next()
@@ -79,20 +97,11 @@ class _Window:
 
     def past(self, reason):
         "Step over a value by its brackets."
-        while not (end := self.end()):
+        while not (end := _value_end(self.text, self.at)):
             if len(self.text) - self.at > LARGEST or not self.more():
                 raise ValueError(f"the value that begins at character {self.before + self.at} is broken or incomplete")
         self.at = end
         return BadSample(reason)
-
-    def end(self):
-        "Where the brackets of the value that begins here are closed; 0 = not in this piece."
-        depth = 0
-        for part in _PART.finditer(self.text, self.at):
-            depth += (part[0] in "[{") - (part[0] in "]}")
-            if depth <= 0:
-                return part.end() if depth == 0 and part.end() < len(self.text) else 0
-        return 0
 
     def elements(self):
         "The values of a list, after its bracket."
@@ -131,7 +140,7 @@ def json_items(
     check_regular(path, Path(path).name)
     with Path(path).open(encoding="utf-8-sig", errors="surrogateescape") as file:
         try:
-            window = _Window(file, chunk)
+            window = _Values(file, chunk)
             yield from _fields(window)
             if rest := window.next() and window.text[window.at : window.at + 20]:
                 raise ValueError(f"{rest!r} at character {window.before + window.at}, where the file should end")

@@ -6,8 +6,8 @@
 __all__ = ['GIT_REASONS', 'VERSIONED', 'RENAMED', 'MAY_GROW', 'TRAINING_FACTS', 'git', 'commit_state', 'code_hash',
            'notebook_hash', 'code_state', 'code_name', 'versions', 'device_name', 'provenance', 'metric_line',
            'read_metrics', 'read_run', 'hold_run', 'free_run', 'by_present_names', 'recorded_settings',
-           'grown_settings', 'check_writable', 'Run', 'results_dir', 'run_folder', 'check_origin', 'weights_hash',
-           'write_result', 'read_result', 'result_files']
+           'grown_settings', 'resumed_record', 'check_writable', 'RunFiles', 'Run', 'results_dir', 'run_folder',
+           'check_origin', 'weights_hash', 'write_result', 'read_result', 'result_files']
 
 # %% ../../nbs/core/08_record.ipynb #6e538df8
 import functools
@@ -287,6 +287,21 @@ def grown_settings(
         )
     return grown
 
+# %% ../../nbs/core/08_record.ipynb #5cf216f1
+def resumed_record(
+    old: dict,  # the record as the last stretch left it
+    new: dict,  # what would be recorded of a run that begins now
+    step: int,  # of the checkpoint it goes on from
+    facts: tuple[str, ...] = (),  # names beside the settings that must be the same
+) -> dict:
+    "The record of a run that goes on; ValueError where it would not be the same run."
+    grown = grown_settings(old, new, facts)
+    ended = {k: old[k] for k in ("error", "results") if k in old}
+    ran = {k: new[k] for k in ("started", "code_hash", "commit", "commit_missing", "dirty", "device") if k in new}
+    again = dict(step=step, **ran) | (dict(longer=grown) if grown else {}) | (dict(ended=ended) if ended else {})
+    history = dict(settings=new["settings"], resumed=[*old.get("resumed", []), again])
+    return {k: v for k, v in old.items() if k not in ended} | dict(status="running") | history
+
 # %% ../../nbs/core/08_record.ipynb #b424d097
 def check_writable(
     folder: Path,  # made if it is not there
@@ -302,69 +317,28 @@ def check_writable(
         ) from None
 
 # %% ../../nbs/core/08_record.ipynb #60e0315e
-class Run:
-    "One run and its folder; only the first process of a distributed launch writes."
+class RunFiles:
+    "A record and a log in a folder; only the first process of a distributed launch writes."
 
     def __init__(
         self,
-        name: str,  # e.g. "tiny"
-        settings: Settings,  # recorded whole
-        dir: str | Path | None = None,  # the folder; None = runs/<name>
-        data_hash: str = "",  # `hash_files` of the data it reads
-        resume: int | None = None,  # step of the checkpoint it goes on from; None = a new run
-        **facts,  # JSON-ready, recorded with it; a resumed run must have the same
+        name: str,  # for messages
+        dir: Path,  # where both lie
+        record: dict,  # JSON-ready
+        last_step: int = 0,  # of the log
+        seconds: float = 0.0,  # taken until that step
     ):
-        if not data_hash:
-            raise ValueError(
-                f"run {name!r} lacks data_hash: without the hash of its data none of its results could be written"
-            )
-        self.name, self.dir = name, Path(dir) if dir else run_dir(name)
-        self.record = dict(name=name, status="running", seconds=0.0, **facts, **provenance(settings, data_hash))
-        self.writes, self.last_step, self._earlier = os.environ.get("RANK", "0") == "0", 0, 0.0
-        if self.writes:
-            check_writable(self.dir)
-        held = self.writes and hold_run(self.dir, name)
-        try:
-            kept = self._resume(resume, ("data_hash", *facts)) if resume is not None else []
-        except ValueError:
-            if held:
-                free_run(self.dir)
-            raise
-        if self.writes:
-            write_atomically(self.dir / "metrics.jsonl", "".join(map(metric_line, kept)))
-        self._start = time.perf_counter()
-        self._save()
-
-    @classmethod
-    def reopen(cls, dir: str | Path) -> "Run":
-        "Go on writing a run where its log ends: in the processes that train it, and after them."
-        run = cls.__new__(cls)
-        run.dir, run.record = Path(dir), read_run(Path(dir))
-        run.name, run.writes = run.record["name"], os.environ.get("RANK", "0") == "0"
-        if run.writes:
-            hold_run(run.dir, run.name)
-        rows = read_metrics(run.dir)
-        run.last_step = rows[-1]["step"] if rows else 0
-        run._earlier, run._start = run.record["seconds"], time.perf_counter()
-        return run
-
-    def _resume(self, step, facts):
-        old, new = read_run(self.dir), self.record
-        grown = grown_settings(old, new, facts)
-        kept = [row for row in read_metrics(self.dir) if row["step"] <= step]
-        self.last_step, self._earlier = step, kept[-1]["seconds"] if kept else 0.0
-        ended = {k: old.pop(k) for k in ("error", "results") if k in old}
-        ran = {k: new[k] for k in ("started", "code_hash", "commit", "commit_missing", "dirty", "device") if k in new}
-        again = dict(step=step, **ran) | (dict(longer=grown) if grown else {}) | (dict(ended=ended) if ended else {})
-        self.record = old | dict(status="running", settings=new["settings"], resumed=[*old.get("resumed", []), again])
-        return kept
+        self.name, self.dir, self.record = name, dir, record
+        self.writes = os.environ.get("RANK", "0") == "0"
+        self.last_step, self._earlier, self._start = last_step, seconds, time.perf_counter()
 
     @property
     def seconds(self) -> float:
         "Seconds this run has taken, without those after the checkpoint it was resumed from."
         return round(self._earlier + time.perf_counter() - self._start, 1)
 
-    def _save(self, **more):
+    def save(self, **more) -> None:
+        "Write run.json, with what else is to be recorded, JSON-ready."
         self.record |= dict(more, seconds=self.seconds)
         if self.writes:
             write_json(self.dir / "run.json", self.record)
@@ -389,19 +363,69 @@ class Run:
         **results,  # what the run found, JSON-ready
     ) -> dict:  # the record
         "Mark the run as finished and keep its results."
-        self._save(status="finished", steps=self.last_step, results=to_json_types(results))
+        self.save(status="finished", steps=self.last_step, results=to_json_types(results))
         free_run(self.dir)
         return self.record
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> "RunFiles":
         return self
 
     def __exit__(self, kind, error, trace):
         if kind:
-            self._save(status="failed", steps=self.last_step, error=f"{kind.__name__}: {error}")
+            self.save(status="failed", steps=self.last_step, error=f"{kind.__name__}: {error}")
             free_run(self.dir)
         elif self.record["status"] == "running":
             self.finish()
+
+# %% ../../nbs/core/08_record.ipynb #28358f04
+class Run(RunFiles):
+    "One run and its folder; only the first process of a distributed launch writes."
+
+    def __init__(
+        self,
+        name: str,  # e.g. "tiny"
+        settings: Settings,  # recorded whole
+        dir: str | Path | None = None,  # the folder; None = runs/<name>
+        data_hash: str = "",  # `hash_files` of the data it reads
+        resume: int | None = None,  # step of the checkpoint it goes on from; None = a new run
+        **facts,  # JSON-ready, recorded with it; a resumed run must have the same
+    ):
+        if not data_hash:
+            raise ValueError(
+                f"run {name!r} lacks data_hash: without the hash of its data none of its results could be written"
+            )
+        record = dict(name=name, status="running", seconds=0.0, **facts, **provenance(settings, data_hash))
+        super().__init__(name, Path(dir) if dir else run_dir(name), record)
+        if self.writes:
+            check_writable(self.dir)
+        held = self.writes and hold_run(self.dir, name)
+        try:
+            kept = self._resume(resume, ("data_hash", *facts)) if resume is not None else []
+        except ValueError:
+            if held:
+                free_run(self.dir)
+            raise
+        if self.writes:
+            write_atomically(self.dir / "metrics.jsonl", "".join(map(metric_line, kept)))
+        self._start = time.perf_counter()
+        self.save()
+
+    def _resume(self, step, facts):
+        self.record = resumed_record(read_run(self.dir), self.record, step, facts)
+        kept = [row for row in read_metrics(self.dir) if row["step"] <= step]
+        self.last_step, self._earlier = step, kept[-1]["seconds"] if kept else 0.0
+        return kept
+
+    @classmethod
+    def reopen(cls, dir: str | Path) -> "Run":
+        "Go on writing a run where its log ends: in the processes that train it, and after them."
+        run, record = cls.__new__(cls), read_run(Path(dir))
+        RunFiles.__init__(run, record["name"], Path(dir), record, seconds=record["seconds"])
+        if run.writes:
+            hold_run(run.dir, run.name)
+        rows = read_metrics(run.dir)
+        run.last_step = rows[-1]["step"] if rows else 0
+        return run
 
 # %% ../../nbs/core/08_record.ipynb #23ac6ff0
 def results_dir() -> Path:

@@ -8,7 +8,7 @@ __all__ = ['CHOICES', 'MAY_BE_ZERO', 'BELOW_ONE', 'AT_MOST_ONE', 'DIVIDES', 'WIT
            'TrainableSettings', 'LossSettings', 'OptimSettings', 'DataSettings', 'check_choices', 'check_ranges',
            'check_dimensions', 'check_combinations', 'check_settings', 'check_dense', 'settings_file', 'section_values',
            'written_sections', 'read_settings_file', 'read_dense_file', 'sizes', 'check_size', 'parse_setting',
-           'check_overrides', 'Settings', 'settings_table', 'parse_overrides', 'notebook_size']
+           'typed_section', 'check_overrides', 'Settings', 'settings_table', 'parse_overrides', 'notebook_size']
 
 # %% ../../nbs/core/03_settings.ipynb #d527979a
 import configparser
@@ -396,6 +396,19 @@ def parse_setting(
     except (ValueError, KeyError):
         raise ValueError(f"{name} = {text!r} in {where} is not of type {kind.__name__}") from None
 
+# %% ../../nbs/core/03_settings.ipynb #7c95c2b5
+def typed_section(
+    size: str,  # a section of settings.ini
+    given: dict,  # setting -> value that the caller has; may be missing in the file
+) -> dict[str, int | float | bool | str]:  # setting -> value
+    "What settings.ini says of a size, each value of the type of its setting."
+    text, kinds = read_settings_file()[check_size(size)], {f.name: f.type for f in fields(Settings)}
+    if missing := sorted(set(kinds) - set(text) - set(given) - {"size", "ablation"}):
+        raise ValueError(
+            f"settings.ini has no {', '.join(missing)} for size {size!r}: add them to [{size}] or [DEFAULT]"
+        )
+    return {name: parse_setting(name, t, kinds[name]) for name, t in text.items()}
+
 # %% ../../nbs/core/03_settings.ipynb #a807f081
 def check_overrides(
     ablation: str,  # to be looked up in `ABLATIONS`
@@ -442,13 +455,8 @@ class Settings(
     ) -> "Settings":
         "The settings of one size, after an ablation and single overrides."
         check_overrides(ablation, overrides)
-        text, kinds = read_settings_file()[check_size(size)], {f.name: f.type for f in fields(cls)}
-        if missing := sorted(set(kinds) - set(text) - set(overrides) - {"size", "ablation"}):
-            raise ValueError(
-                f"settings.ini has no {', '.join(missing)} for size {size!r}: add them to [{size}] or [DEFAULT]"
-            )
-        values = {name: parse_setting(name, t, kinds[name]) for name, t in text.items()}
-        return cls(**values | dict(size=size, ablation=ablation) | ABLATIONS[ablation] | overrides)
+        named = dict(size=size, ablation=ablation)
+        return cls(**typed_section(size, overrides) | named | ABLATIONS[ablation] | overrides)
 
     def as_dict(self) -> dict[str, int | float | bool | str]:
         "All settings by name, in the order of the groups."
@@ -465,7 +473,7 @@ class Settings(
     def _repr_markdown_(self) -> str:
         return settings_table(self)
 
-
+# %% ../../nbs/core/03_settings.ipynb #ffc34eff
 def settings_table(
     *columns: Settings,  # one column each, named by size and ablation
 ) -> str:  # Markdown
