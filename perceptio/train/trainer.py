@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REPORTS', 'SHARDED', 'FAST', 'WEIGHTS', 'COMPLETE', 'TERM_WORDS', 'NO_TERM', 'use_bf16', 'meet_processes',
            'step_passes', 'check_report', 'training_arguments', 'parallel_arguments', 'parameter_groups',
-           'check_finite', 'check_kept', 'PerceptioTrainer', 'is_complete', 'checkpoint_step', 'check_whole', 'train',
-           'RunLog', 'StepBar', 'logged_terms', 'plot_terms']
+           'check_finite', 'check_kept', 'mark_complete', 'CheckpointTrainer', 'StepTrainer', 'PerceptioTrainer',
+           'is_complete', 'checkpoint_step', 'check_whole', 'train', 'RunLog', 'StepBar', 'logged_terms', 'plot_terms']
 
 # %% ../../nbs/train/02_trainer.ipynb #6b04f241
 import math
@@ -214,19 +214,66 @@ def check_kept(
 
 # %% ../../nbs/train/02_trainer.ipynb #5c855e00
 WEIGHTS = "model.safetensors"
-
-
 COMPLETE = "complete.json"  # written last, by the first process, when all are done
 
 
-class PerceptioTrainer(Trainer):
-    "transformers.Trainer for models that return a dict of loss terms with the total under 'loss'."
+def mark_complete(
+    folder: Path,  # a checkpoint
+    step: int,  # optimiser steps done
+    processes: int,  # that have written it
+) -> None:
+    "Write that a checkpoint is whole, and how many bytes each of its files has."
+    there = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    sizes = {name: p.stat().st_size for name, p in there.items() if p.name != COMPLETE}
+    write_json(folder / COMPLETE, dict(step=step, processes=processes, files=sizes))
 
-    def __init__(self, *args, mask_lr: float = 0.0, count=None, lengths=None, **kwargs):
+# %% ../../nbs/train/02_trainer.ipynb #0e2211b3
+class CheckpointTrainer(Trainer):
+    "transformers.Trainer whose checkpoints hold what is trained, and are whole or do not count."
+
+    def _save_checkpoint(self, model, trial):
+        "As transformers does, if every value is finite, and a file when all processes have written their part."
+        check_kept(self.model, self.optimizer.optimizer, self.state.global_step)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:  # torch.save does not say which file it could not write
+            raise OSError(
+                f"{folder} could not be written ({error}): if the disk is full, make room; the run then goes on from "
+                "the checkpoint before it"
+            ) from error
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(folder, self.state.global_step, self.args.world_size)
+
+    def _save(self, output_dir=None, state_dict=None):
+        "Write what is trained, and nothing that the base has already."
+        if self.args.should_save:
+            own = (
+                trained_state(self.model)
+                if state_dict is None
+                else {n: state_dict[n] for n, p in self.model.named_parameters() if p.requires_grad}
+            )
+            write_weights(Path(output_dir) / WEIGHTS, own)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        "Read it back; each tensor must have its place."
+        state, own = read_weights(Path(resume_from_checkpoint) / WEIGHTS), dict(self.model.named_parameters())
+        if differ := misfits(state, {name: p for name, p in own.items() if p.requires_grad}):
+            raise ValueError(
+                f"{Path(resume_from_checkpoint).name} trains other tensors than this model ({'; '.join(differ)}): "
+                "resume with the settings of the run, or give the run another name"
+            )
+        set_model_state_dict(self.model, state, options=StateDictOptions(full_state_dict=True, strict=False))
+
+# %% ../../nbs/train/02_trainer.ipynb #883e8c59
+class StepTrainer(CheckpointTrainer):
+    "A trainer that knows what a whole step holds, and can deal its samples out by length."
+
+    def __init__(self, *args, count=None, lengths=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.remove_callback(PrinterCallback)
-        self.mask_lr, self.lengths, self.count, self.loss_is_scaled_for_ga = mask_lr, lengths, count, count is not None
-        self.terms, self.steps, self.keys = {}, 0, []  # sums of the terms over so many steps; the samples of this one
+        self.lengths, self.count, self.loss_is_scaled_for_ga = lengths, count, count is not None
+        self.steps, self.keys = 0, []  # steps since the last log line; the samples of this step
 
     def _get_train_sampler(self, train_dataset=None):
         "The order of the data; with `lengths`, each step's samples are dealt to devices and passes by length."
@@ -258,6 +305,15 @@ class PerceptioTrainer(Trainer):
             return None
         return self.accelerator.reduce(sum(self.count(batch) for batch in batch_samples).to(device), "mean")
 
+# %% ../../nbs/train/02_trainer.ipynb #0eb9ef87
+class PerceptioTrainer(StepTrainer):
+    "transformers.Trainer for models that return a dict of loss terms with the total under 'loss'."
+
+    def __init__(self, *args, mask_lr: float = 0.0, count=None, lengths=None, **kwargs):
+        super().__init__(*args, count=count, lengths=lengths, **kwargs)
+        self.remove_callback(PrinterCallback)
+        self.mask_lr, self.terms = mask_lr, {}  # sums of the terms over `steps`
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "The model's total; every term is kept for the next log line."
         keys = inputs.pop("keys", None)
@@ -286,48 +342,6 @@ class PerceptioTrainer(Trainer):
             logs |= dict(zip(names, values.tolist()))
             self.terms, self.steps = {}, 0
         super().log(logs, *args, **kwargs)
-
-    def _save_checkpoint(self, model, trial):
-        "As transformers does, if every value is finite, and a file when all processes have written their part."
-        check_kept(self.model, self.optimizer.optimizer, self.state.global_step)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError) as error:  # torch.save does not say which file it could not write
-            raise OSError(
-                f"{folder} could not be written ({error}): if the disk is full, make room; the run then goes on from "
-                "the checkpoint before it"
-            ) from error
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            sizes = {
-                p.relative_to(folder).as_posix(): p.stat().st_size
-                for p in sorted(folder.rglob("*"))
-                if p.is_file() and p.name != COMPLETE
-            }
-            write_json(
-                folder / COMPLETE, dict(step=self.state.global_step, processes=self.args.world_size, files=sizes)
-            )
-
-    def _save(self, output_dir=None, state_dict=None):
-        "Write what is trained, and nothing that the base has already."
-        if self.args.should_save:
-            own = (
-                trained_state(self.model)
-                if state_dict is None
-                else {n: state_dict[n] for n, p in self.model.named_parameters() if p.requires_grad}
-            )
-            write_weights(Path(output_dir) / WEIGHTS, own)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        "Read it back; each tensor must have its place."
-        state, own = read_weights(Path(resume_from_checkpoint) / WEIGHTS), dict(self.model.named_parameters())
-        if differ := misfits(state, {name: p for name, p in own.items() if p.requires_grad}):
-            raise ValueError(
-                f"{Path(resume_from_checkpoint).name} trains other tensors than this model ({'; '.join(differ)}): "
-                "resume with the settings of the run, or give the run another name"
-            )
-        set_model_state_dict(self.model, state, options=StateDictOptions(full_state_dict=True, strict=False))
 
     def create_optimizer(self, model=None):
         "AdamW; no decay on biases and norms; what is new at its own learning rate."
@@ -473,7 +487,7 @@ def logged_terms(
     pairs = {name: [(row["step"], row[name]) for row in rows if name in row] for name in order}
     return {name: tuple(map(list, zip(*found))) for name, found in pairs.items()}
 
-
+# %% ../../nbs/train/02_trainer.ipynb #6812d71d
 @themed
 def plot_terms(
     rows: list[dict],  # of metrics.jsonl
