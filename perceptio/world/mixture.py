@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOURCES', 'ASK', 'PHRASES', 'UNSEEN', 'DIRECT', 'weights', 'request', 'world', 'world_hash', 'scene_markers',
            'scene_tasks', 'load_tasks', 'scene_codes', 'FeatureCache', 'SceneMaps', 'dense_scenes', 'some_dense',
-           'ask_dense', 'SceneMixture']
+           'ask_dense', 'ask_res', 'ask_joint', 'ask_marked_points', 'ask_vqa', 'ask', 'SceneMixture']
 
 # %% ../../nbs/world/07_mixture.ipynb #68f6e076
 import json
@@ -297,6 +297,60 @@ def ask_dense(
         turn.question = re.sub(r"\bdepth\b", " and ".join(chosen), turn.question)
 
 # %% ../../nbs/world/07_mixture.ipynb #878d6239
+def ask_res(scene: Scene, tasks: dict, rng: np.random.Generator, many: int = 4) -> list[Turn]:
+    "Where is it: up to so many expressions about one image."
+    chosen = rng.permutation(len(tasks["expressions"]))[:many]
+    picked = [tasks["expressions"][k] for k in chosen]
+    return [request("res", "seg", rng, text, "", scene.mask(i)) for text, _, i in picked]
+
+# %% ../../nbs/world/07_mixture.ipynb #bc263631
+def ask_joint(scene: Scene, tasks: dict, rng: np.random.Generator) -> list[Turn]:
+    "Where is it and how far is everything; then a sentence about it."
+    text, _, i = tasks["expressions"][rng.integers(len(tasks["expressions"]))]
+    return [request("joint", "both", rng, text, tasks["sentences"][str(i)], scene.mask(i))]
+
+# %% ../../nbs/world/07_mixture.ipynb #d64e97dd
+def ask_marked_points(
+    scene: Scene, tasks: dict, rng: np.random.Generator
+) -> tuple[np.ndarray, list[Turn]]:  # (H, W, 3) uint8 with the points
+    "Which marked point is closest, one time in eight to be answered at once."
+    hard = [m for m in tasks["markers"] if m["hard"]]
+    marked = (hard or tasks["markers"])[rng.integers(len(hard or tasks["markers"]))]
+    letters = [LETTERS[k] for k in rng.permutation(len(marked["points"]))]
+    image = draw_markers(scene.image, [tuple(p) for p in marked["points"]], letters)
+    perceive = "none" if rng.random() < DIRECT else "depth"
+    return image, [Turn(CLOSEST_QUESTION, f"({letters[marked['nearest']]})", perceive)]
+
+# %% ../../nbs/world/07_mixture.ipynb #28f83a5d
+def ask_vqa(tasks: dict, rng: np.random.Generator, many: int = 4) -> list[Turn]:
+    "Up to so many closed questions about one image."
+    chosen = rng.permutation(len(tasks["questions"]))[:many]
+    return [Turn(*tasks["questions"][k][:2]) for k in chosen]
+
+# %% ../../nbs/world/07_mixture.ipynb #5416eaea
+def ask(
+    source: str,  # one of SOURCES
+    scene: Scene,
+    tasks: dict,  # of the scene, from `scene_tasks`
+    rng: np.random.Generator,
+    many: int = 4,  # turns about one image at most
+) -> tuple[np.ndarray, list[Turn]]:  # (H, W, 3) uint8 that is shown; what is asked about it
+    "What a source asks about a scene."
+    match source:
+        case "res":
+            return scene.image, ask_res(scene, tasks, rng, many)
+        case "joint":
+            return scene.image, ask_joint(scene, tasks, rng)
+        case "marked_points":
+            return ask_marked_points(scene, tasks, rng)
+        case "depth":
+            return scene.image, [request("depth", "depth", rng)]
+        case "vqa":
+            return scene.image, ask_vqa(tasks, rng, many)
+        case "caption":
+            return scene.image, [Turn(ASK["caption"], tasks["caption"])]
+
+# %% ../../nbs/world/07_mixture.ipynb #8cd805cd
 class SceneMixture(Dataset):
     "Sample k is drawn by (seed, k): its source by the mixture, its scene in turn, its question at random."
 
@@ -332,10 +386,10 @@ class SceneMixture(Dataset):
     def make(self, source: str, i: int, rng: np.random.Generator) -> Sample:
         "A sample of the given source about scene i."
         scene, tasks = self.store[i], self.tasks[i]
-        sample = Sample(f"{source}/{scene.split}/{i}", source, scene.image, [], scene=i)
-        if source in ("joint", "marked_points", "depth"):
+        image, turns = ask(source, scene, tasks, rng, self.per_image)
+        sample = Sample(f"{source}/{scene.split}/{i}", source, image, turns, scene=i)
+        if source in ("joint", "marked_points", "depth") and turns[0].perceive != "none":
             sample.disparity, sample.codes = scene.disparity, None if self.codes is None else self.codes[i]
-        getattr(self, f"_{source}")(sample, scene, tasks, rng)
         if sample.codes is not None and self.settings.code_corruption:
             sample.shown = corrupt_codes(sample.codes, self.settings.code_corruption, self.settings.n_codes, rng)
         if self.dense and source in ("joint", "depth"):
@@ -353,32 +407,3 @@ class SceneMixture(Dataset):
             (maps, codes), rate = self.dense[name], self.settings.code_corruption
             shown = corrupt_codes(codes[i], rate, maps.token.n_codes, rng) if rate else None
             sample.dense[name] = DenseMap(maps[i].numpy(), codes[i], shown)
-
-    def _res(self, sample, scene, tasks, rng):
-        chosen = rng.permutation(len(tasks["expressions"]))[: self.per_image]
-        picked = [tasks["expressions"][k] for k in chosen]
-        sample.turns = [request("res", "seg", rng, text, "", scene.mask(i)) for text, _, i in picked]
-
-    def _joint(self, sample, scene, tasks, rng):
-        text, _, i = tasks["expressions"][rng.integers(len(tasks["expressions"]))]
-        sample.turns = [request("joint", "both", rng, text, tasks["sentences"][str(i)], scene.mask(i))]
-
-    def _marked_points(self, sample, scene, tasks, rng):
-        hard = [m for m in tasks["markers"] if m["hard"]]
-        marked = (hard or tasks["markers"])[rng.integers(len(hard or tasks["markers"]))]
-        letters = [LETTERS[k] for k in rng.permutation(len(marked["points"]))]  # drawn anew every time
-        sample.image = draw_markers(scene.image, [tuple(p) for p in marked["points"]], letters)
-        perceive = "none" if rng.random() < DIRECT else "depth"
-        sample.turns = [Turn(CLOSEST_QUESTION, f"({letters[marked['nearest']]})", perceive)]
-        if perceive == "none":
-            sample.disparity = sample.codes = None
-
-    def _depth(self, sample, scene, tasks, rng):
-        sample.turns = [request("depth", "depth", rng)]
-
-    def _vqa(self, sample, scene, tasks, rng):
-        chosen = rng.permutation(len(tasks["questions"]))[: self.per_image]
-        sample.turns = [Turn(*tasks["questions"][k][:2]) for k in chosen]
-
-    def _caption(self, sample, scene, tasks, rng):
-        sample.turns = [Turn(ASK["caption"], tasks["caption"])]

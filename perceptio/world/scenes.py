@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GENERATOR_VERSION', 'SPLITS', 'ARRAYS', 'SCENES_CHUNK', 'FIXTURE', 'disparity', 'Scene', 'visible_objects',
-           'make_scene', 'scene_normals', 'write_split', 'SceneStore', 'pack', 'write_fixture', 'fixture']
+           'make_scene', 'scene_normals', 'write_split', 'SplitArrays', 'SceneStore', 'pack', 'write_fixture',
+           'fixture']
 
 # %% ../../nbs/world/04_scenes.ipynb #f75f0b01
 import json
@@ -273,8 +274,8 @@ def _unpacked(path, name, remedy):
         raise ValueError(f"{path} is begun off or damaged ({error}): {remedy}") from error
 
 
-class SceneStore:
-    "A written split: scenes by index, arrays as memory maps that are opened when first used."
+class SplitArrays:
+    "The arrays of a written split, opened when first used and checked against its meta file."
 
     def __init__(
         self,
@@ -289,9 +290,6 @@ class SceneStore:
         self.redo = f"delete the folder {self.path} and write it again"
         self.meta = read_json(self.path / "meta.json", self.redo)
         check_keys(self.meta, dict(split=str, n=int, px=int, sha256=dict), str(self.path / "meta.json"), self.redo)
-
-    def __len__(self) -> int:
-        return self.meta["n"]
 
     def _open(self, name):
         "A memory map, or for a packed split the decompressed array."
@@ -318,6 +316,13 @@ class SceneStore:
     @cached_property
     def ids(self) -> np.ndarray:  # (N, H, W) uint8
         return self._open("ids")
+
+# %% ../../nbs/world/04_scenes.ipynb #52c6c805
+class SceneStore(SplitArrays):
+    "A written split: scenes by index, arrays as memory maps that are opened when first used."
+
+    def __len__(self) -> int:
+        return self.meta["n"]
 
     @cached_property
     def objects(self) -> list:  # of N lists of object records
