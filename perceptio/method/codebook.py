@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NORMALIZATION', 'PRESETS', 'DepthCodebook', 'CONFIG', 'REDO_CODEBOOK', 'METRES', 'normalize_depth', 'DepthMaps',
-           'Preset', 'pil_nearest', 'DenseCodebook', 'further_codebooks', 'save_codebook', 'read_folder',
-           'read_foreign', 'load_codebook', 'levels_of_codes']
+           'Preset', 'pil_nearest', 'squash', 'CodebookParts', 'DenseCodebook', 'further_codebooks', 'save_codebook',
+           'read_folder', 'read_foreign', 'load_codebook', 'levels_of_codes']
 
 # %% ../../nbs/method/03_codebook.ipynb #d9953d18
 import math
@@ -103,9 +103,23 @@ def pil_nearest(
     step = length / size
     return torch.tensor([int(x) for x in accumulate(repeat(step, size - 1), initial=step / 2)])
 
+# %% ../../nbs/method/03_codebook.ipynb #18ce2e17
+def squash(
+    maps: Tensor,  # (B, C, H, W)
+    size: int,  # pixels per side
+    how: str,  # "pil-nearest" | "bilinear"
+) -> Tensor:  # (B, C, size, size) float32
+    "Maps at the size of the encoder."
+    if maps.shape[-2:] == (size, size):
+        return maps.float()
+    if how == "bilinear":
+        return F.interpolate(maps.float(), (size, size), mode="bilinear", antialias=True)
+    rows, columns = (pil_nearest(length, size).to(maps.device) for length in maps.shape[-2:])
+    return maps.float()[..., rows[:, None], columns]
+
 # %% ../../nbs/method/03_codebook.ipynb #b4b69a09
-class DenseCodebook(nn.Module):
-    "VQ-VAE between the maps (B, C, size, size) in [0, 1] of a dense token and grids of codes."
+class CodebookParts(nn.Module):
+    "The networks and codes of a VQ-VAE for the maps of a dense token."
 
     def __init__(
         self,
@@ -139,32 +153,31 @@ class DenseCodebook(nn.Module):
     )
 
     @classmethod
-    def from_settings(cls, settings, token: DenseToken | None = None) -> "DenseCodebook":
+    def from_settings(cls, settings, token: DenseToken | None = None) -> "CodebookParts":
         "Untrained codebook of these settings, of depth or of another token."
         s, grid = settings, math.isqrt(settings.n_depth_tokens)
         if token is None:
             return cls(s.n_codes, s.code_dim, s.depth_size, grid, s.codebook_preset)
         return cls(token.n_codes, s.code_dim, token.size, math.isqrt(token.n_tokens), s.codebook_preset, token.name)
 
-    def freeze(self) -> "DenseCodebook":
+    def freeze(self) -> "CodebookParts":
         "Fix it for good: no gradient to its parameters, and `.train()` of a surrounding model no longer reaches it."
         self.frozen = True
         return self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "DenseCodebook":
+    def train(self, mode: bool = True) -> "CodebookParts":
         "`nn.Module.train`, without effect once frozen."
         return super().train(mode and not getattr(self, "frozen", False))
+
+# %% ../../nbs/method/03_codebook.ipynb #2efa9b5f
+class DenseCodebook(CodebookParts):
+    "VQ-VAE between the maps (B, C, size, size) in [0, 1] of a dense token and grids of codes."
 
     def resize(self, depth: Tensor) -> Tensor:  # (B, C, size, size)
         "Squash maps (B, C, H, W) to the size of the encoder; the aspect ratio is not kept."
         if depth.ndim != 4 or depth.shape[1] != self.maps.channels:
             raise ValueError(f"{self.token} has shape {tuple(depth.shape)}, expected (B, {self.maps.channels}, H, W)")
-        if depth.shape[-2:] == (self.size, self.size):
-            return depth.float()
-        if self.preset.resize == "bilinear":
-            return F.interpolate(depth.float(), (self.size, self.size), mode="bilinear", antialias=True)
-        rows, columns = (pil_nearest(length, self.size).to(depth.device) for length in depth.shape[-2:])
-        return depth.float()[..., rows[:, None], columns]
+        return squash(depth, self.size, self.preset.resize)
 
     def latents(self, depth: Tensor) -> Tensor:  # (B, D, grid, grid)
         "Encoder output for maps (B, C, H, W) in [0, 1], before quantisation."
