@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NORMALIZATION', 'PRESETS', 'DepthCodebook', 'CONFIG', 'REDO_CODEBOOK', 'METRES', 'normalize_depth', 'DepthMaps',
-           'Preset', 'pil_nearest', 'squash', 'CodebookParts', 'DenseCodebook', 'further_codebooks', 'save_codebook',
-           'read_folder', 'read_foreign', 'load_codebook', 'levels_of_codes']
+           'Preset', 'pil_nearest', 'squash_maps', 'CodebookParts', 'DenseCodebook', 'further_codebooks',
+           'save_codebook', 'read_folder', 'read_foreign', 'load_codebook', 'levels_of_codes']
 
 # %% ../../nbs/method/03_codebook.ipynb #d9953d18
 import math
@@ -104,7 +104,7 @@ def pil_nearest(
     return torch.tensor([int(x) for x in accumulate(repeat(step, size - 1), initial=step / 2)])
 
 # %% ../../nbs/method/03_codebook.ipynb #18ce2e17
-def squash(
+def squash_maps(
     maps: Tensor,  # (B, C, H, W)
     size: int,  # pixels per side
     how: str,  # "pil-nearest" | "bilinear"
@@ -177,7 +177,7 @@ class DenseCodebook(CodebookParts):
         "Squash maps (B, C, H, W) to the size of the encoder; the aspect ratio is not kept."
         if depth.ndim != 4 or depth.shape[1] != self.maps.channels:
             raise ValueError(f"{self.token} has shape {tuple(depth.shape)}, expected (B, {self.maps.channels}, H, W)")
-        return squash(depth, self.size, self.preset.resize)
+        return squash_maps(depth, self.size, self.preset.resize)
 
     def latents(self, depth: Tensor) -> Tensor:  # (B, D, grid, grid)
         "Encoder output for maps (B, C, H, W) in [0, 1], before quantisation."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOURCES', 'ASK', 'PHRASES', 'UNSEEN', 'DIRECT', 'weights', 'request', 'world', 'world_hash', 'scene_markers',
            'scene_tasks', 'load_tasks', 'scene_codes', 'FeatureCache', 'SceneMaps', 'dense_scenes', 'some_dense',
-           'ask_dense', 'ask_res', 'ask_joint', 'ask_marked_points', 'ask_vqa', 'ask', 'SceneMixture']
+           'ask_dense', 'ask_res', 'ask_joint', 'ask_marked_points', 'ask_vqa', 'ask_source', 'SceneMixture']
 
 # %% ../../nbs/world/07_mixture.ipynb #68f6e076
 import json
@@ -328,7 +328,7 @@ def ask_vqa(tasks: dict, rng: np.random.Generator, many: int = 4) -> list[Turn]:
     return [Turn(*tasks["questions"][k][:2]) for k in chosen]
 
 # %% ../../nbs/world/07_mixture.ipynb #5416eaea
-def ask(
+def ask_source(
     source: str,  # one of SOURCES
     scene: Scene,
     tasks: dict,  # of the scene, from `scene_tasks`
@@ -386,7 +386,7 @@ class SceneMixture(Dataset):
     def make(self, source: str, i: int, rng: np.random.Generator) -> Sample:
         "A sample of the given source about scene i."
         scene, tasks = self.store[i], self.tasks[i]
-        image, turns = ask(source, scene, tasks, rng, self.per_image)
+        image, turns = ask_source(source, scene, tasks, rng, self.per_image)
         sample = Sample(f"{source}/{scene.split}/{i}", source, image, turns, scene=i)
         if source in ("joint", "marked_points", "depth") and turns[0].perceive != "none":
             sample.disparity, sample.codes = scene.disparity, None if self.codes is None else self.codes[i]
