@@ -5,9 +5,9 @@ see them."""
 
 # %% auto #0
 __all__ = ['LINE', 'TABLE_STYLE', 'WORDS', 'LONG', 'INK', 'FAINT', 'VIOLET', 'RED', 'GREEN', 'AMBER', 'BLUE', 'GREY', 'PALETTE',
-           'MASK_COLOURS', 'ReplacedLine', 'in_kernel', 'progress_bar', 'parts_bar', 'cell_text', 'StyledTable',
-           'show_table', 'theme', 'themed', 'charts', 'with_palette', 'png_bytes', 'svg_bytes', 'save_picture',
-           'words_of_cell', 'show_picture', 'draw_heatmap', 'overlay']
+           'MASK_COLOURS', 'GAP', 'WORDS_SIZE', 'ReplacedLine', 'in_kernel', 'progress_bar', 'parts_bar', 'cell_text',
+           'StyledTable', 'show_table', 'theme', 'themed', 'charts', 'with_palette', 'png_bytes', 'svg_bytes',
+           'save_picture', 'words_of_cell', 'show_picture', 'draw_heatmap', 'overlay', 'draw_image', 'image_grid']
 
 # %% ../../nbs/core/12_display.ipynb #fb1afb55
 import functools
@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm.std import tqdm
 
 from .files import write_atomically
-from .markup import MATHLESS, html_text
+from .markup import MATHLESS, html_text, put_text, wrap
 from .notebook import in_test
 
 # %% ../../nbs/core/12_display.ipynb #27e4e9ca
@@ -339,3 +339,53 @@ def overlay(
         out[mask] = (1 - tint) * image[mask] + tint * color
         out[_outline(mask)] = color
     return out.astype(np.uint8)
+
+# %% ../../nbs/core/12_display.ipynb #6711ed6e
+def draw_image(
+    axis,  # of a figure
+    picture: np.ndarray,  # (H, W, 3) uint8, or a map (H, W) in [0, 1]; NaN = white
+    **more,  # for imshow: alpha, extent, ...
+) -> None:
+    "A picture without ticks, lines and frame."
+    axis.imshow(picture, **({} if len(picture.shape) == 3 else dict(cmap="magma", vmin=0, vmax=1)) | more)
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+
+# %% ../../nbs/core/12_display.ipynb #e7a72bc5
+GAP, WORDS_SIZE = 0.08, 9  # inches between pictures, points of the words around them
+
+
+def _room(texts: Sequence[str], width: float) -> float:  # inches each
+    "What the highest of some wrapped texts takes above or below pictures."
+    return max((len(wrap(text, width, WORDS_SIZE)) for text in texts), default=0) * WORDS_SIZE * 1.25 / 72 + GAP
+
+
+@themed
+def image_grid(
+    rows: Sequence[Sequence[np.ndarray]],  # for `draw_image`, all of one height and width
+    titles: Sequence[str] = (),  # above the columns
+    names: Sequence[str] = (),  # at the left of the rows
+    below: Sequence[str] = (),  # below the columns
+    width: float = 7.5,  # inches
+) -> Figure:  # its axes row by row
+    "Pictures in rows and columns, with words around them."
+    across, left = len(rows[0]), GAP + 0.22 * bool(names)
+    side = (width - left) / across - GAP
+    high = side * rows[0][0].shape[0] / rows[0][0].shape[1]
+    above, under = _room(titles, side), _room(below, side)
+    height = above + len(rows) * (high + GAP) - GAP + under
+    figure = Figure(figsize=(width, height))
+    ends = dict(left=left / width, right=1 - GAP / width, top=1 - above / height, bottom=under / height)
+    axes = figure.subplots(
+        len(rows), across, squeeze=False, gridspec_kw=ends | dict(wspace=GAP / side, hspace=GAP / high)
+    )
+    for line, row in zip(axes, rows, strict=True):
+        for axis, picture in zip(line, row, strict=True):
+            draw_image(axis, picture)
+    for texts, places, put in ((titles, axes[0], "set_title"), (below, axes[-1], "set_xlabel")):
+        for text, axis in zip(texts, places):
+            put_text(getattr(axis, put), text, side, WORDS_SIZE, linespacing=1.1)
+    for text, axis in zip(names, axes[:, 0]):
+        put_text(axis.set_ylabel, text, high, WORDS_SIZE)
+    return figure
