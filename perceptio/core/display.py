@@ -225,7 +225,7 @@ def with_palette(picture: Image.Image) -> Image.Image:
     cut = Image.fromarray(weighted[None]).quantize(240, method=Image.Quantize.MEDIANCUT, kmeans=3).getpalette()
     palette = Image.new("P", (1, 1))
     palette.putpalette([*flat.flatten().tolist(), *cut[: 3 * 240]])
-    found = picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+    found = picture.quantize(palette=palette, dither=Image.Dither.NONE)
     index = np.array(found)
     for k, color in enumerate(flat):
         index[(pixels == color).all(-1)] = k
@@ -291,14 +291,14 @@ def show_picture(
 def draw_heatmap(
     axis,  # of `charts`
     values: pd.DataFrame,  # what is coloured, from 0; NaN = blank
-    label: str,  # what the colour says
+    label: str,  # what the colour says; "" = without a scale beside it
     texts: pd.DataFrame | None = None,  # what is written in the squares
 ) -> None:
     "One square per value."
     import seaborn
 
     look = dict(cmap=seaborn.light_palette(VIOLET, as_cmap=True), square=True, linewidths=0.5)
-    seaborn.heatmap(values, vmin=0, annot=texts, fmt="", cbar_kws=dict(label=label), ax=axis, **look)
+    seaborn.heatmap(values, vmin=0, annot=texts, fmt="", cbar=bool(label), cbar_kws=dict(label=label), ax=axis, **look)
     axis.grid(False)
     axis.tick_params(length=0, labelrotation=0)
 
@@ -385,7 +385,7 @@ def image_grid(
             draw_image(axis, picture)
     for texts, places, put in ((titles, axes[0], "set_title"), (below, axes[-1], "set_xlabel")):
         for text, axis in zip(texts, places):
-            put_text(getattr(axis, put), text, side, WORDS_SIZE, linespacing=1.1)
+            put_text(getattr(axis, put), text, side, WORDS_SIZE, linespacing=1.1, weight="normal")
     for text, axis in zip(names, axes[:, 0]):
         put_text(axis.set_ylabel, text, high, WORDS_SIZE)
     return figure

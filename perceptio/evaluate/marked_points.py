@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GIVEN', 'CONDITIONS', 'MarkedItem', 'marked_items', 'with_points', 'marker_baselines', 'read_letters',
-           'encoded_codes', 'evaluate_marked_points', 'letter_confusions', 'plot_confusions', 'other_images',
-           'replacement_codes', 'paired_change', 'token_replacement_test']
+           'encoded_codes', 'evaluate_marked_points', 'plot_confusions', 'other_images', 'replacement_codes',
+           'paired_change', 'token_replacement_test']
 
 # %% ../../nbs/evaluate/07_marked_points.ipynb #7194e64f
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
-from ..core.display import charts, draw_heatmap, themed
+from ..core.display import charts, themed
 from .depth import decode_maps, encode_maps
 from .depth_metrics import read_depth_at
 from .intervals import mean_interval, paired_interval, wilson
 from .masks import Predictor, ask, predict
 from .metrics import HardBlinkScore, span_rates
+from .text import confusions, draw_confusions
 from perceptio.world.marked_points import (
     CLOSEST_QUESTION,
     SHORTCUTS,
@@ -173,17 +173,6 @@ def evaluate_marked_points(
     metrics["spans"] = span_rates([o.parsed for o in outputs], perceive)
     return {"metrics": metrics, "intervals": intervals, "baselines": marker_baselines(items), "records": score.records}
 
-# %% ../../nbs/evaluate/07_marked_points.ipynb #a0df5d40
-def letter_confusions(
-    records: list[dict],  # of `evaluate_marked_points`
-    given: str = "letter",  # letter: as answered; read: read off the generated map
-) -> pd.DataFrame:  # questions; row = right letter, column = given letter, "none" last
-    "How often each letter was given for each right letter."
-    right, said = ([r[k] or "none" for r in records] for k in ("answer", given))
-    letters = sorted({*right, *said} - {"none"})
-    table = pd.crosstab(pd.Series(right), pd.Series(said))
-    return table.reindex(index=letters, columns=[*letters, "none"], fill_value=0)
-
 # %% ../../nbs/evaluate/07_marked_points.ipynb #cfc56828
 GIVEN = {"letter": "answered", "read": "read off its depth map"}  # of a record -> what the picture calls it
 
@@ -194,11 +183,9 @@ def plot_confusions(
 ) -> Figure:
     "Given letter beside right letter: the colour is the share of the row, the number counts questions."
     shown = [name for name in GIVEN if name in records[0]]
-    figure, axes = charts(1, len(shown), 4.5 * len(shown), 3.4)
+    figure, axes = charts(1, len(shown), 3.8 * len(shown), 3.4)
     for axis, name in zip(axes[0], shown):
-        table = letter_confusions(records, name)
-        draw_heatmap(axis, table.div(table.sum(axis=1), axis=0), "share of the row", table.astype(str))
-        axis.set(title=GIVEN[name], xlabel="given letter", ylabel="right letter")
+        draw_confusions(axis, records, name, GIVEN[name])
     return figure
 
 # %% ../../nbs/evaluate/07_marked_points.ipynb #377f3e29

@@ -24,6 +24,7 @@ from ..core.dense import further_tokens
 from perceptio.core.display import (
     AMBER,
     BLUE,
+    FAINT,
     GREEN,
     GREY,
     RED,
@@ -31,6 +32,7 @@ from perceptio.core.display import (
     StyledTable,
     cell_text,
     charts,
+    draw_image,
     overlay,
     progress_bar,
     save_picture,
@@ -411,11 +413,12 @@ def panel(
 
 def _draw_case(axes, row, words):
     "One row of the panel: five pictures, then the words and the verdict."
-    masks = [overlay(row["image"], row[k]) for k in ("true_mask", "mask")]
+    masks, blank = [overlay(row["image"], row[k]) for k in ("true_mask", "mask")], np.full_like(row["image"], 245)
     for ax, picture in zip(axes, [row["image"], *masks, row["true_depth"], row["depth"]]):
-        if picture is not None:
-            ax.imshow(picture, **({} if picture.ndim == 3 else dict(cmap="magma", vmin=0, vmax=1)))
-        ax.axis("off")
+        draw_image(ax, blank if picture is None else picture)
+        ax.set_anchor("N")
+        if picture is None:
+            ax.text(0.5, 0.5, "none", ha="center", va="center", color=FAINT, transform=ax.transAxes)
     page, verdict = axes[5], ("right, " if row["right"] else "wrong, ") + row["truth"]
     page.axis("off")
     put_text(partial(page.text, 0, 0.97), words, va="top", transform=page.transAxes)

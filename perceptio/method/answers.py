@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..core.dense import dense_maps
-from ..core.display import MASK_COLOURS, overlay, png_bytes
+from ..core.display import MASK_COLOURS, draw_image, overlay, png_bytes
 from ..core.markup import BOX, drawable, families, picture_text, put_text, wrap
 from .tokens import Parsed, PerceptionVocab
 
@@ -80,11 +80,10 @@ class PerceptioOutput:
         width = 2.6 * len(panels)
         below, above = self.lines_below(width - 0.1), wrap(self.question, width - 0.1, 10)
         n_lines = len(above) + len(below) + len("\n".join(names).split("\n"))
-        fig = Figure(figsize=(width, 3.18 + 0.22 * n_lines), layout="constrained")
+        fig = Figure(figsize=(width, 2.95 + 0.19 * n_lines), layout="constrained")
         for ax, (title, picture) in zip(np.atleast_1d(fig.subplots(1, len(panels))), panels):
-            ax.imshow(picture, **({} if picture.ndim == 3 else dict(cmap="magma", vmin=0, vmax=1)))
+            draw_image(ax, picture)
             ax.set_title(title, fontsize=9)
-            ax.axis("off")
         if names:
             legend(fig.axes[1], names)
         put_text(fig.suptitle, "\n".join(above), size=10)

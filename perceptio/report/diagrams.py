@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from ..core.display import INK, overlay
-from .figures import depth_picture, mask_picture
+from .figures import depth_picture
 from ..world.scenes import Scene, fixture
 
 # %% ../../nbs/report/06_diagrams.ipynb #cf858909
@@ -187,11 +187,10 @@ def nearest_object(scene: Scene) -> dict:
 
 # %% ../../nbs/report/06_diagrams.ipynb #f35f7c8e
 def pictures(scene: Scene) -> dict[str, np.ndarray]:  # (H, W, 3) uint8 each
-    "Image, mask, mask over the image and depth map for the nearest object."
+    "Image, mask over the image and depth map for the nearest object."
     mask = scene.mask(nearest_object(scene)["id"])
     return dict(
         image=scene.image,
-        mask=mask_picture(mask),
         overlay=overlay(scene.image, mask),
         depth=depth_picture(scene.disparity),
     )
@@ -295,7 +294,7 @@ def _targets(c, see):
     c.box(34.5, 55, 15, 5.5, "$L_{DepthRecon}$\nEq. 8–10", "loss")
     c.arrow((22, 50), (22, 55))
     c.arrow((42, 50), (42, 55))
-    c.picture(17.5, 65, 9, see["mask"], "true mask", above=True)
+    c.picture(17.5, 65, 9, see["overlay"], "true mask", above=True)
     c.picture(37.5, 65, 9, see["depth"], "depth teacher (frozen)", above=True)
     c.arrow((22, 65), (22, 60.5))
     c.arrow((42, 65), (42, 60.5))

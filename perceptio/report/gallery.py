@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ..core.display import FAINT, GREEN, INK, RED, overlay
 from ..core.markup import put_text, wrap
-from .figures import Case, depth_over, depth_picture, mask_picture, readable, written_answer
+from .figures import Case, depth_over, depth_picture, readable, written_answer
 from ..world.marked_points import draw_markers
 
 # %% ../../nbs/report/07_gallery.ipynb #76381d9c
@@ -43,7 +43,7 @@ class Page:
             ax.set_facecolor("#f3f4f6")
             ax.text(0.5, 0.5, missing, ha="center", va="center", fontsize=9, color=FAINT, transform=ax.transAxes)
         else:
-            ax.imshow(pixels, interpolation="lanczos", interpolation_stage="rgba")
+            ax.imshow(pixels, interpolation_stage="rgba")
         return ax
 
     def text(self, x: float, y: float, words: str, size: float = 9, color: str = INK, **more):
@@ -76,17 +76,14 @@ def verdict(case: Case) -> dict:  # keyword arguments for Page.text
 # %% ../../nbs/report/07_gallery.ipynb #f4149948
 def _block(page, case, x, y, side, gap):
     "Two rows of three pictures."
-    shown = overlay(case.image, case.mask)
+    masks = [overlay(case.image, mask) for mask in (case.true_mask, case.mask)]
+    depths = [depth_picture(depth) for depth in (case.true_depth, case.depth)]
     rows = [
+        [("image", case.image), ("true mask", masks[0]), ("true depth", depths[0])],
         [
-            ("image", case.image),
-            ("true mask", mask_picture(case.true_mask)),
-            ("true depth", depth_picture(case.true_depth)),
-        ],
-        [
-            ("overlay", shown),
-            ("predicted mask", mask_picture(case.mask)),
-            ("predicted depth", depth_picture(case.depth)),
+            ("depth over image", depth_over(case.image, case.depth)),
+            ("predicted mask", masks[1]),
+            ("predicted depth", depths[1]),
         ],
     ]
     for r, row in enumerate(rows):
@@ -122,9 +119,8 @@ PictureColumn = tuple[str, Callable, str]  # title, Case -> picture or None, wha
 
 MASK_PICTURES: list[PictureColumn] = [
     ("image", lambda c: c.image, ""),
-    ("true mask", lambda c: mask_picture(c.true_mask), ""),
-    ("predicted mask", lambda c: mask_picture(c.mask), "no [SEG]"),
-    ("overlay", lambda c: overlay(c.image, c.mask), "no [SEG]"),
+    ("true mask", lambda c: overlay(c.image, c.true_mask), ""),
+    ("predicted mask", lambda c: overlay(c.image, c.mask), "no [SEG]"),
 ]  # Figure 7
 
 

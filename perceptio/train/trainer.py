@@ -501,14 +501,16 @@ def plot_terms(
     moving = {name: found for name, found in terms.items() if name not in still}
     columns = min(4, max(1, len(moving)))
     lines = max(1, -(-len(moving) // columns))
-    figure, axes = charts(lines, columns, 2.4 * columns, 1.7 * lines + 0.3 * bool(still))
+    figure, axes = charts(lines, columns, 2.4 * columns, 0.2 + 1.7 * lines + 0.3 * bool(still))
     for ax, (name, (steps, values)) in zip(axes.flat, moving.items()):
         seaborn.lineplot(
-            x=steps, y=values, color=VIOLET, lw=1.2, marker="." if len(steps) < 20 else None, errorbar=None, ax=ax
+            x=steps, y=values, color=VIOLET, lw=1.2, marker="o" if len(steps) < 20 else None, errorbar=None, ax=ax
         )
         ax.set_title(TERM_WORDS.get(name, name), fontsize=8)
         ax.tick_params(labelsize=7)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    for ax in axes[-1]:
+        ax.set_xlabel("step", fontsize=8)
     for ax in list(axes.flat)[len(moving) :]:
         ax.axis("off")
     if still:
