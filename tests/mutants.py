@@ -44,8 +44,8 @@ ROOMS = {  # the notebooks, by their folders' and modules' names
     },
 }  # fmt: skip
 ALSO = {  # what is run beside a module's own notebook: where it is used
-    **dict.fromkeys(("losses", "mask_head", "soft_merge", "new_rows"), "method/14_model"), "chat": "method/13_samples",
-    **dict.fromkeys(("decoding", "conversation"), "method/19_generation"),
+    **dict.fromkeys(("losses", "mask_head", "soft_merge", "new_rows"), "method/15_model"), "chat": "method/13_samples",
+    **dict.fromkeys(("decoding", "conversation"), "method/20_generation"),
 }  # fmt: skip
 COMPARE = {
     ast.Lt: "<=",
@@ -85,7 +85,7 @@ EQUIVALENT = {  # notebook, the changed line -> why no test can notice
     "first, to the last bit",
     ("evaluate/03_metrics", 'if mask.dtype.kind not in "iu" or mask.min(initial=0) < 0 or mask.max(initial=1) > 1:'):
     "a largest value above 1 is above 1 beside a 0 and beside a 1",
-    ("method/15_saving", "trained = {name for name, p in model.named_parameters() if True}"):
+    ("method/16_saving", "trained = {name for name, p in model.named_parameters() if True}"):
     "torch has left frozen parameters out already (ignore_frozen_params); the names keep buffers out, "
     "which are no parameters either way",
 }  # fmt: skip

@@ -90,11 +90,13 @@ def test_smoke_has_the_shape_of_tiny():
     }
 
 
-CHANGED = {  # by each ablation, from the full 8B: Tables 3 to 5
+CHANGED = {  # by each ablation, from the full 8B: Tables 3 to 5, and how codes are written
     "no_depth": {"use_depth", "mix_depth", "lambda_depth", "lambda_recon"},
     "no_seg": {"use_seg", "mix_res", "mix_grounded", "mask_ce", "mask_dice"},
     "no_depth_recon": {"lambda_recon"},
     "no_depth_tokens": {"lambda_depth"},
+    "block": {"code_prediction", "decode"},
+    "joint": {"code_prediction", "decode"},
 }
 
 

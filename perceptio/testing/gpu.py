@@ -242,7 +242,7 @@ def steps_of(
         data_collator=collator_of(model, tokenizer),
         processing_class=tokenizer,
         mask_lr=s.mask_lr,
-        count=lambda batch: step_counts(batch, model.vocab),
+        count=lambda batch: step_counts(batch, model.vocab, model.settings.code_prediction),
         callbacks=[clock],
     )
     train(trainer)

@@ -100,6 +100,7 @@ MODEL_PARTS = {  # part -> what its parameter names contain; the first that fits
     "[SEG] projection": "mask_head",
     "codebook": "codebook",
     "further codebooks": "others.",
+    "block queries": "block.vectors",
     "language model": "",
 }
 
@@ -157,7 +158,8 @@ def memory_table(
     parts: pd.DataFrame,  # from parameter_table
 ) -> pd.Series:  # GiB by item
     "Memory of one device. Shards (fsdp2, zero2) are counted for the recipe's number of devices."
-    s, tokens = settings, settings.batch_size * settings.max_length
+    places = sum(t.n_tokens for t in dense_tokens(settings)) * (settings.code_prediction != "sequential")
+    s, tokens = settings, settings.batch_size * (settings.max_length + places)
     sharded = {"ddp": (1, 1), "zero2": (1, s.world_size), "fsdp2": (s.world_size, s.world_size)}
     of_weights, of_state = sharded[s.parallel]
     trained, patches = parts["trained"].sum(), (s.image_size // s.patch_size) ** 2 + 1

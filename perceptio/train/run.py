@@ -167,7 +167,7 @@ def trainer_on(
     arguments = training_arguments(settings, folder, disable_tqdm=True, report_to=report_to, **more)
     return PerceptioTrainer(
         model, arguments, train_dataset=mixture, data_collator=collator, processing_class=tokenizer,
-        mask_lr=settings.mask_lr, count=lambda batch: step_counts(batch, model.vocab), lengths=lengths,
+        mask_lr=settings.mask_lr, count=lambda batch: step_counts(batch, model.vocab, model.settings.code_prediction), lengths=lengths,
         callbacks=[*callbacks, OwnSchedule(), StepBar()],
     )  # fmt: skip
 

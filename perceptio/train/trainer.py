@@ -469,6 +469,8 @@ TERM_WORDS = {  # of the log -> title of its chart; equation numbers are the pap
     "token": "depth codes (Eq. 6)",
     "count": "length of the span (Eq. 7)",
     "recon": "depth map (Eq. 10)",
+    "block_token": "depth codes of the block (Eq. 6)",
+    "block_recon": "depth map of the block (Eq. 10)",
     "mask_ce": "mask, cross-entropy (Eq. 3)",
     "mask_dice": "mask, Dice (Eq. 3)",
     "mask_iou": "mask, IoU",
