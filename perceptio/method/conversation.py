@@ -80,7 +80,7 @@ class Conversation:
             else:
                 banned = vocab.ids if perceive == "none" else ()
                 write_text(decoding, tokenizer, new + self.perceptio.perception_room(perceive), banned=banned)
-        row, end = all_written(decoding, tokenizer, start)[0], stop_id(tokenizer)
+        row, end = all_written(decoding, tokenizer, [start])[0], stop_id(tokenizer)
         if decoding.ids[0, -1] != end:  # cut by max_new_tokens: the next turn must find it ended
             decoding.append(torch.full_like(decoding.ids[:, :1], end))
         return row, decoding

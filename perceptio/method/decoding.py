@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['left_pad', 'Decoding', 'write_text', 'Written', 'written', 'all_written', 'write_answers', 'code_rows',
            'write_sequential', 'look_ahead', 'surest', 'predict_block', 'go_back', 'write_verified', 'write_codes',
-           'fill_spans', 'write_forced', 'write_fast']
+           'fill_spans', 'write_forced', 'write_fast', 'read_completions']
 
 # %% ../../nbs/method/17_decoding.ipynb #3c66b444
 from collections.abc import Callable, Sequence
@@ -106,11 +106,15 @@ def written(ids, states, tokenizer, vocab) -> Written:
     return Written(ids, states[[k for k, i in enumerate(ids) if i == vocab.seg_id and k < len(states)]])
 
 # %% ../../nbs/method/17_decoding.ipynb #6e555571
-def all_written(decoding: Decoding, tokenizer, start: int) -> list[Written]:
-    "Every row of a batch from its answer on, which begins at `start`; columns in which it was padded are left out."
+def all_written(
+    decoding: Decoding,
+    tokenizer,
+    starts: Sequence[int],  # the column in which the answer of each row begins
+) -> list[Written]:
+    "Every row of a batch from its answer on; columns in which it was padded are left out."
     settings, states = decoding.model.settings, torch.cat(decoding.states, 1)  # of all tokens but, mostly, the last
     rows = []
-    for ids, real, fed in zip(decoding.ids, decoding.mask.bool(), states):
+    for ids, real, fed, start in zip(decoding.ids, decoding.mask.bool(), states, starts, strict=True):
         begin = int(real[:start].sum())
         first_state = begin if settings.seg_state == "at" else begin - 1
         own = fed[real[: len(fed)]][first_state:]
@@ -136,7 +140,7 @@ def write_answers(
     start = decoding.ids.shape[1] - len(prefixes[0])
     with model.arithmetic():
         write_text(decoding, tokenizer, max_new_tokens, grammar, banned)
-    return all_written(decoding, tokenizer, start)
+    return all_written(decoding, tokenizer, [start] * len(prompts))
 
 # %% ../../nbs/method/17_decoding.ipynb #975ff2c4
 def code_rows(
@@ -283,7 +287,10 @@ def write_forced(
         prefix = []
     if prefix:
         decoding.append(torch.tensor([prefix] * rows, device=decoding.ids.device))
-    write_text(decoding, tokenizer, max_new_tokens, processor, vocab.ids)
+    if max_new_tokens:
+        write_text(decoding, tokenizer, max_new_tokens, processor, vocab.ids)
+    elif prefix:
+        decoding.feed()  # no word will bring it in
 
 # %% ../../nbs/method/17_decoding.ipynb #8c82f802
 @torch.no_grad()
@@ -301,4 +308,21 @@ def write_fast(
     start = decoding.ids.shape[1]
     with model.arithmetic():
         write_forced(decoding, tokenizer, perceive, max_new_tokens, processor)
-    return all_written(decoding, tokenizer, start)
+    return all_written(decoding, tokenizer, [start] * len(prompts))
+
+# %% ../../nbs/method/17_decoding.ipynb #ae34bab0
+@torch.no_grad()
+def read_completions(
+    model,  # PerceptioModel
+    tokenizer,
+    prompts: Sequence[list[int]],  # ids
+    completions: Sequence[Sequence[int]],  # ids that followed each of them
+    pixel_values: torch.Tensor,  # (tiles, 3, S, S) of all prompts, in order
+) -> list[Written]:
+    "Completions with the states of their [SEG], by one forward pass."
+    rows = [[*prompt, *completion, stop_id(tokenizer)] for prompt, completion in zip(prompts, completions)]
+    decoding = Decoding(model, *left_pad(rows, tokenizer.pad_token_id), pixel_values)
+    with model.arithmetic():
+        decoding.feed()
+    width = decoding.ids.shape[1]
+    return all_written(decoding, tokenizer, [width - len(completion) - 1 for completion in completions])

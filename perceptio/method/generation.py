@@ -22,7 +22,7 @@ from .backbone import check_image, image_tiles, image_tokens
 from .chat import check_context
 from .codebook import DepthCodebook
 from .conversation import Conversation
-from .decoding import write_answers, write_fast
+from .decoding import read_completions, write_answers, write_fast
 from .mask_head import MaskHead, upsample
 from .samples import Sample, Turn, perception_prefix, prompt_ids, wants
 from .saving import load_mask_head, load_model, load_others
@@ -211,6 +211,22 @@ class Perceptio(PerceptionReader):
         outputs = self.generate(samples, perceive, guided=guided, max_new_tokens=max_new_tokens)
         return [self.with_word_notes(out, perceive) for out in outputs]
 
+    @torch.no_grad()
+    def read(
+        self,
+        images: Sequence,  # as for a call
+        questions: Sequence[str],  # one per image
+        completions: Sequence[Sequence[int]],  # ids that an engine wrote after each prompt
+        perceive: str = "auto",  # as the prompts were made
+    ) -> list[PerceptioOutput]:
+        "Masks, maps and text of completions that another engine wrote: one forward pass and the heads."
+        samples = [self.question_sample(*pair, perceive) for pair in zip(images, questions, strict=True)]
+        tiles = [image_tiles(sample.image, self.settings) for sample in samples]
+        form = perceive if perceive == "auto" else wants(perceive, self.settings)
+        prompts = [self.prompt(s, len(t), form, len(c)) for s, t, c in zip(samples, tiles, completions, strict=True)]
+        rows = read_completions(self.model, self.tokenizer, prompts, completions, torch.cat(tiles))
+        return self.outputs(samples, rows, form)
+
     def chat(self, image) -> Conversation:
         "Questions about one image: call the result with a text, and again."
         return Conversation(self, image)
@@ -241,6 +257,10 @@ class Perceptio(PerceptionReader):
         else:
             banned = self.vocab.ids if perceive == "none" else ()
             rows = write_answers(self.model, self.tokenizer, prompts, tiles, prefixes, None, room, banned)
+        return self.outputs(samples, rows, perceive)
+
+    def outputs(self, samples: Sequence[Sample], rows: Sequence, perceive: str) -> list[PerceptioOutput]:
+        "What written rows hold; the [SEG] states of all images are decoded together."
         parsed = [parse_output(row.ids, self.vocab) for row in rows]
         found = zip(samples, rows, parsed, self.masks(samples, rows), self.depths(samples, parsed))
         others = self.other_maps(samples, parsed)

@@ -30,7 +30,7 @@ from perceptio.method.backbone import (
 )
 from .backbone_files import language_folder, read_tokenizer
 from perceptio.method.block import (
-    Block,
+    CodeBlock,
     BlockQueries,
     block_attention,
     block_codes,
@@ -341,7 +341,7 @@ class PerceptioParts(nn.Module):
         self,
         input_ids: Tensor,  # (B, T), right-padded
         pixel_values: Tensor | None,
-        blocks: Sequence[Block],
+        blocks: Sequence[CodeBlock],
         codes: Sequence[Tensor],  # (B, n) of each block
         known: Sequence[Tensor],  # (B, n) bool: codes that the block is shown
     ) -> tuple[Tensor, list[Tensor]]:  # (B, T, H), the same as of `hidden_states`; (B, n, H) of each block
