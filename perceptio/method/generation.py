@@ -75,7 +75,7 @@ class LoadedModel:
         return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer, folder)
 
     def decode_by(self, decode: str, passes: int = 1) -> "LoadedModel":
-        "Write codes in another way from now on: sequential | block (in so many passes) | verify; refused if not learnt."
+        "Write codes in another way from now on: sequential | block (in so many passes) | verify, as far as learnt."
         self.settings = self.model.settings = replace(self.settings, decode=decode, decode_passes=passes)
         return self
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COUNTED', 'TEST_WORDS', 'supervised_costs', 'step_counts', 'step_shares', 'group_mean', 'language_loss',
-           'code_logits', 'label_codes', 'reconstruction_loss', 'length_from_hidden', 'seg_states', 'mask_centres',
-           'point_loss', 'mean_iou', 'block_loss', 'further_loss', 'total_loss', 'PerceptioParts', 'zero_gradients',
-           'PerceptioModel', 'build_language', 'checkpoint_blocks', 'check_codebook', 'check_others', 'build_model']
+           'code_logits', 'reconstruction_loss', 'length_from_hidden', 'seg_states', 'block_loss', 'further_loss',
+           'total_loss', 'PerceptioParts', 'zero_gradients', 'PerceptioModel', 'build_language', 'checkpoint_blocks',
+           'check_codebook', 'check_others', 'build_model']
 
 # %% ../../nbs/method/15_model.ipynb #7b6a690f
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ from perceptio.method.backbone import (
 )
 from .backbone_files import language_folder, read_tokenizer
 from perceptio.method.block import (
-    CodeBlock,
     BlockQueries,
+    CodeBlock,
     block_attention,
     block_codes,
     block_positions,
@@ -50,9 +50,9 @@ from perceptio.method.losses import (
     mask_loss,
     token_term,
 )
-from .mask_head import MaskHead, build_mask_head, prompt_tokens, upsample
+from .mask_head import MaskHead, build_mask_head, mean_iou, point_loss, upsample
 from .new_rows import LOGITS_CHUNK, chunked_costs, head_rows, linear_costs
-from .soft_merge import code_positions, reconstruction_term, soft_tokens
+from .soft_merge import code_positions, label_codes, reconstruction_term, soft_tokens
 from .tokens import PerceptionVocab, find_spans
 
 # %% ../../nbs/method/15_model.ipynb #0c09716c
@@ -138,16 +138,6 @@ def code_logits(
     states = hidden[rows[:, None], positions[rows]]
     return states @ head_rows(head, vocab.code_ids[0], vocab.code_ids[-1]).T.to(states.dtype), rows
 
-# %% ../../nbs/method/15_model.ipynb #3afccdee
-def label_codes(
-    labels: Tensor,  # (B, T)
-    vocab: PerceptionVocab,
-) -> Tensor:  # (M, n) codes of the M samples with a full span
-    "The depth codes that the labels hold."
-    positions, valid = code_positions(labels, vocab)
-    rows = torch.nonzero(valid).flatten()
-    return labels[rows[:, None], positions[rows] + 1] - vocab.code_ids[0]
-
 # %% ../../nbs/method/15_model.ipynb #6b41ee3a
 def reconstruction_loss(
     hidden: Tensor,  # (B, T, H)
@@ -193,39 +183,6 @@ def seg_states(
     "States of the [SEG] tokens, which drive the mask decoder."
     at = input_ids == vocab.seg_id
     return hidden[at] if where == "at" else hidden[:, :-1][at[:, 1:]]
-
-# %% ../../nbs/method/15_model.ipynb #922c5462
-def mask_centres(
-    masks: Tensor,  # (N, H, W) bool, none empty
-) -> Tensor:  # (N, 2) x, y in [0, 1]
-    "Centre of gravity of every mask."
-    n, height, width = masks.shape
-    weight = masks.float() / masks.sum((1, 2), keepdim=True).clamp(min=1)
-    x = (weight.sum(1) * (torch.arange(width, device=masks.device) + 0.5)).sum(1) / width
-    y = (weight.sum(2) * (torch.arange(height, device=masks.device) + 0.5)).sum(1) / height
-    return torch.stack([x, y], 1)
-
-# %% ../../nbs/method/15_model.ipynb #90b696d3
-def point_loss(
-    mask_head: MaskHead,
-    states: Tensor,  # (N, H) at the [SEG] tokens
-    masks: Tensor,  # (N, H, W) bool
-) -> Tensor:  # scalar
-    "Mean squared distance of the projected state to SAM2's embedding of a click on the mask's centre."
-    with torch.no_grad():
-        clicks = prompt_tokens(mask_head.sam, points=mask_centres(masks) * mask_head.sam.image_size)[:, 0]
-    return F.mse_loss(mask_head.projection(states), clicks)
-
-# %% ../../nbs/method/15_model.ipynb #deb18374
-@torch.no_grad()
-def mean_iou(
-    mask_logits: Tensor,  # (N, H, W)
-    masks: Tensor,  # (N, H, W) bool
-) -> Tensor:  # scalar in [0, 1]
-    "Mean intersection over union of the masks."
-    predicted = mask_logits > 0
-    intersection, union = (predicted & masks).sum((1, 2)), (predicted | masks).sum((1, 2))
-    return (intersection / union.clamp(min=1)).mean()
 
 # %% ../../nbs/method/15_model.ipynb #6e447c07
 def block_loss(
@@ -408,8 +365,8 @@ class PerceptioModel(PerceptioParts):
 
     def states_and_block_terms(self, input_ids, labels, pixel_values, maps) -> tuple[Tensor, dict[str, dict]]:
         "States of the causal copy (B, T, H), and the raw terms of the blocks by dense token."
-        zero = lambda: dict.fromkeys(("block_token", "block_recon"), labels.new_zeros((), dtype=torch.float32))  # noqa: E731
-        terms = {name: zero() for name in self.codebooks if self.block is not None}
+        zeros = dict.fromkeys(("block_token", "block_recon"), torch.zeros((), device=labels.device))
+        terms = {name: zeros for name in self.codebooks if self.block is not None}
         found = {n: b for n, b in find_blocks(labels, self.vocab).items() if n in terms} if terms else {}
         if not found:
             return self.hidden_states(input_ids, pixel_values), terms

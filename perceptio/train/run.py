@@ -26,9 +26,10 @@ from ..evaluate.suite import Curve
 from ..method.codebook import DepthCodebook
 from ..method.codebook_training import ensure_codebook
 from ..method.generation import Perceptio
-from ..method.model import build_model, label_codes, step_counts
+from ..method.model import build_model, step_counts
 from ..method.samples import Collator, Sample
 from ..method.saving import gathered_state, save_model
+from ..method.soft_merge import label_codes
 from .trainer import PerceptioTrainer, RunLog, StepBar, checkpoint_step, train, training_arguments
 from ..world.mixture import FeatureCache, SceneMaps, SceneMixture, dense_scenes, load_tasks, scene_codes, world
 
@@ -167,7 +168,8 @@ def trainer_on(
     arguments = training_arguments(settings, folder, disable_tqdm=True, report_to=report_to, **more)
     return PerceptioTrainer(
         model, arguments, train_dataset=mixture, data_collator=collator, processing_class=tokenizer,
-        mask_lr=settings.mask_lr, count=lambda batch: step_counts(batch, model.vocab, model.settings.code_prediction), lengths=lengths,
+        mask_lr=settings.mask_lr, lengths=lengths,
+        count=lambda batch: step_counts(batch, model.vocab, settings.code_prediction),
         callbacks=[*callbacks, OwnSchedule(), StepBar()],
     )  # fmt: skip
 
