@@ -8,17 +8,15 @@ __all__ = ['CHOICES', 'MAY_BE_ZERO', 'BELOW_ONE', 'AT_MOST_ONE', 'DIVIDES', 'LEA
            'TrainableSettings', 'LossSettings', 'WritingSettings', 'OptimSettings', 'DataSettings', 'check_choices',
            'check_ranges', 'check_dimensions', 'check_combinations', 'check_settings', 'check_dense', 'check_writing',
            'settings_file', 'section_values', 'written_sections', 'read_settings_file', 'read_dense_file', 'sizes',
-           'check_size', 'parse_setting', 'check_overrides', 'Settings', 'settings_table', 'parse_overrides',
-           'notebook_size']
+           'check_size', 'parse_setting', 'typed_section', 'check_overrides', 'Settings', 'settings_table']
 
 # %% ../../nbs/core/03_settings.ipynb #d527979a
 import configparser
-import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from .markup import markdown_table
-from .notebook import check_type, did_you_mean, in_test, package_dir, project_root, say_once
+from .notebook import check_type, did_you_mean, package_dir, project_root
 
 # %% ../../nbs/core/03_settings.ipynb #ec2d88df
 @dataclass(frozen=True, kw_only=True)
@@ -431,6 +429,19 @@ def parse_setting(
     except (ValueError, KeyError):
         raise ValueError(f"{name} = {text!r} in {where} is not of type {kind.__name__}") from None
 
+# %% ../../nbs/core/03_settings.ipynb #7c95c2b5
+def typed_section(
+    size: str,  # a section of settings.ini
+    given: dict,  # setting -> value that the caller has; may be missing in the file
+) -> dict[str, int | float | bool | str]:  # setting -> value
+    "What settings.ini says of a size, each value of the type of its setting."
+    text, kinds = read_settings_file()[check_size(size)], {f.name: f.type for f in fields(Settings)}
+    if missing := sorted(set(kinds) - set(text) - set(given) - {"size", "ablation"}):
+        raise ValueError(
+            f"settings.ini has no {', '.join(missing)} for size {size!r}: add them to [{size}] or [DEFAULT]"
+        )
+    return {name: parse_setting(name, t, kinds[name]) for name, t in text.items()}
+
 # %% ../../nbs/core/03_settings.ipynb #a807f081
 def check_overrides(
     ablation: str,  # to be looked up in `ABLATIONS`
@@ -478,13 +489,8 @@ class Settings(
     ) -> "Settings":
         "The settings of one size, after an ablation and single overrides."
         check_overrides(ablation, overrides)
-        text, kinds = read_settings_file()[check_size(size)], {f.name: f.type for f in fields(cls)}
-        if missing := sorted(set(kinds) - set(text) - set(overrides) - {"size", "ablation"}):
-            raise ValueError(
-                f"settings.ini has no {', '.join(missing)} for size {size!r}: add them to [{size}] or [DEFAULT]"
-            )
-        values = {name: parse_setting(name, t, kinds[name]) for name, t in text.items()}
-        return cls(**values | dict(size=size, ablation=ablation) | ABLATIONS[ablation] | overrides)
+        named = dict(size=size, ablation=ablation)
+        return cls(**typed_section(size, overrides) | named | ABLATIONS[ablation] | overrides)
 
     def as_dict(self) -> dict[str, int | float | bool | str]:
         "All settings by name, in the order of the groups."
@@ -501,7 +507,7 @@ class Settings(
     def _repr_markdown_(self) -> str:
         return settings_table(self)
 
-
+# %% ../../nbs/core/03_settings.ipynb #ffc34eff
 def settings_table(
     *columns: Settings,  # one column each, named by size and ablation
 ) -> str:  # Markdown
@@ -509,42 +515,3 @@ def settings_table(
     heads = [s.size if s.ablation == "full" else f"{s.size} {s.ablation}" for s in columns]
     rows = [[f.name, *(getattr(s, f.name) for s in columns)] for f in fields(Settings)]
     return markdown_table(["setting", *heads], rows, code={0})
-
-# %% ../../nbs/core/03_settings.ipynb #5f0e9b1c
-def parse_overrides(
-    text: str,  # name=value, separated by blanks; a value with blanks stands in quotes
-) -> dict[str, int | float | bool | str]:  # for `Settings.load`
-    "The settings that a notebook's parameter `settings` names, each of its own type."
-    kinds, overrides = {f.name: f.type for f in fields(Settings)}, {}
-    try:
-        parts = shlex.split(text)
-    except ValueError as error:
-        raise ValueError(
-            f"settings = {text!r} cannot be divided into name=value ({error}): close every quote, as in base='my "
-            "models/8B', and put values with a quote or a backslash in quotes"
-        ) from None
-    for part in parts:
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(
-                f"settings = {text!r}: {part!r} is not of the form name=value; "
-                'write "batch_size=1 grad_accum=4", without blanks around ='
-            )
-        if name in ("size", "ablation"):
-            raise ValueError(f"settings = {text!r}: {name} is a parameter of its own; give it as -p {name} {value}")
-        if name not in kinds:
-            raise ValueError(f"settings = {text!r}: {name!r} is not a setting{did_you_mean(name, kinds)}")
-        if name in overrides:
-            raise ValueError(f"settings = {text!r} gives {name} twice: give it once")
-        overrides[name] = parse_setting(name, value, kinds[name], "the parameter settings")
-    return overrides
-
-# %% ../../nbs/core/03_settings.ipynb #8733eba6
-def notebook_size(
-    size: str,  # the notebook's parameter
-) -> str:  # the size to load; "smoke" for "tiny" under test
-    "The size a notebook runs at."
-    if check_size(size) == "tiny" and in_test():
-        say_once("IN_TEST is set: size 'tiny' runs as 'smoke'")
-        return "smoke"
-    return size
