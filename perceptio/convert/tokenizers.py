@@ -199,7 +199,7 @@ def tokenizer_core(
 
     return Qwen2Tokenizer(**read_bpe(source)).backend_tokenizer
 
-
+# %% ../../nbs/convert/03_tokenizers.ipynb #65196fc9
 def convert_tokenizer(
     source: str | Path,  # checkpoint as published
     target: str | Path,  # folder that receives tokenizer.json and its configuration
@@ -241,7 +241,7 @@ def check_shapes(
             "the size that fits it"
         )
 
-
+# %% ../../nbs/convert/03_tokenizers.ipynb #a6ca892b
 def convert_checkpoint(
     source: str | Path,  # InternVL2.5 as published
     target: str | Path,  # new folder; what `base` in settings.ini names

@@ -27,6 +27,13 @@ from filelock import FileLock, Timeout
 from .foreign import check_regular, parse_json
 from .notebook import log
 
+# %% ../../nbs/core/05_files.ipynb #4f7f8886
+def _keep(file, mode):
+    "Set the permissions, and wait until the content is on the disk."
+    file.chmod(mode)
+    with file.open("r+b") as content:
+        os.fsync(content.fileno())
+
 # %% ../../nbs/core/05_files.ipynb #56fc1574
 PART = ".part"  # how temporary names end
 
@@ -56,13 +63,6 @@ def atomic(
         raise
     finally:
         _remove(part)
-
-
-def _keep(file, mode):
-    "Set the permissions, and wait until the content is on the disk."
-    file.chmod(mode)
-    with file.open("r+b") as content:
-        os.fsync(content.fileno())
 
 
 def _remove(part):
@@ -216,10 +216,7 @@ def has_ended(
         return False
     return False
 
-# %% ../../nbs/core/05_files.ipynb #75692fc9
-GRACE = 0.5  # seconds; who has just taken a lock writes its name in that time
-
-
+# %% ../../nbs/core/05_files.ipynb #b636a1e2
 def _describe(who):
     return f"process {who['pid']} on {who['host']} since {who['since']}" if who else "another process"
 
@@ -228,6 +225,9 @@ def _in_use_by(path, what):
     who = lock_holder(path)
     left = " (which has ended: a process that it started still holds it)" if has_ended(who) else ""
     return f"{what} is in use by {_describe(who)}{left}"
+
+# %% ../../nbs/core/05_files.ipynb #75692fc9
+GRACE = 0.5  # seconds; who has just taken a lock writes its name in that time
 
 
 @contextmanager

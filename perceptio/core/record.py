@@ -26,6 +26,7 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from multiprocessing import parent_process
 from pathlib import Path
+from typing import Self
 
 from perceptio.core.files import (
     hash_file,
@@ -367,7 +368,7 @@ class RunFiles:
         free_run(self.dir)
         return self.record
 
-    def __enter__(self) -> "RunFiles":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind, error, trace):
@@ -417,7 +418,7 @@ class Run(RunFiles):
         return kept
 
     @classmethod
-    def reopen(cls, dir: str | Path) -> "Run":
+    def reopen(cls, dir: str | Path) -> Self:
         "Go on writing a run where its log ends: in the processes that train it, and after them."
         run, record = cls.__new__(cls), read_run(Path(dir))
         RunFiles.__init__(run, record["name"], Path(dir), record, seconds=record["seconds"])

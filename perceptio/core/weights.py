@@ -224,7 +224,7 @@ def _programs(path):
                 yield content, at
                 at = check_pickle(content, at)
 
-
+# %% ../../nbs/core/09_weights.ipynb #9888924d
 def read_torch(
     path: str | Path,  # written by torch.save
 ):  # what was saved: tensors in containers

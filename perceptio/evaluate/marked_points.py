@@ -62,7 +62,7 @@ def _marked(scene, position, n, seed, pool, debias):
     image = draw_markers(scene.image, q.points, q.letters)
     return MarkedItem(f"{scene.split}/{scene.index}/{n}", position, image, q, scene.disparity)
 
-
+# %% ../../nbs/evaluate/07_marked_points.ipynb #343f2751
 def marked_items(
     store,  # SceneStore, or a list of scenes
     per_variant: int,  # questions for each number of points

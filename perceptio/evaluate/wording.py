@@ -87,13 +87,13 @@ def _shares(records, key, names):
         intervals[f"{key}/{name}"] = wilson(k, len(rows))
     return metrics, intervals
 
-
+# %% ../../nbs/evaluate/10_wording.ipynb #4c37da38
 def _means(rows):
     "Means over the answers to one wording, and their number."
     means = {key: float(np.mean([r[key] for r in rows])) for key in ("seg", "depth", "iou") if key in rows[0]}
     return means | {"n": len(rows)}
 
-
+# %% ../../nbs/evaluate/10_wording.ipynb #dcf70977
 def evaluate_wordings(
     predictor: Predictor,
     store,  # the wordings' scenes by index

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import accumulate, repeat
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -153,19 +154,19 @@ class CodebookParts(nn.Module):
     )
 
     @classmethod
-    def from_settings(cls, settings, token: DenseToken | None = None) -> "CodebookParts":
+    def from_settings(cls, settings, token: DenseToken | None = None) -> Self:
         "Untrained codebook of these settings, of depth or of another token."
         s, grid = settings, math.isqrt(settings.n_depth_tokens)
         if token is None:
             return cls(s.n_codes, s.code_dim, s.depth_size, grid, s.codebook_preset)
         return cls(token.n_codes, s.code_dim, token.size, math.isqrt(token.n_tokens), s.codebook_preset, token.name)
 
-    def freeze(self) -> "CodebookParts":
+    def freeze(self) -> Self:
         "Fix it for good: no gradient to its parameters, and `.train()` of a surrounding model no longer reaches it."
         self.frozen = True
         return self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "CodebookParts":
+    def train(self, mode: bool = True) -> Self:
         "`nn.Module.train`, without effect once frozen."
         return super().train(mode and not getattr(self, "frozen", False))
 

@@ -164,6 +164,21 @@ def _tasks_of(path, indices, seed):
     return [json.dumps(scene_tasks(store[i], seed)) for i in indices]
 
 
+def _write_tasks(file, store, seed, workers, progress):
+    "All tasks, by several processes if there are many."
+    chunks, lines = [range(k, min(k + 100, len(store))) for k in range(0, len(store), 100)], []
+    if min(workers, len(chunks)) == 1:
+        lines = [line for c in chunks for line in _tasks_of(store.path, c, seed)]
+    else:
+        with ProcessPoolExecutor(
+            min(workers, len(chunks)), mp_context=get_context("spawn"), initializer=end_with_parent
+        ) as pool:
+            jobs = [pool.submit(_tasks_of, store.path, c, seed) for c in chunks]
+            for job in progress_bar(jobs, "tasks", show=progress):
+                lines += job.result()
+    write_atomically(file, "\n".join(lines) + "\n")
+
+# %% ../../nbs/world/07_mixture.ipynb #1f704095
 def load_tasks(
     store: SceneStore,
     seed: int = 0,
@@ -179,21 +194,6 @@ def load_tasks(
     if len(tasks) != len(store):
         raise ValueError(f"{file} has the tasks of {len(tasks)} scenes, the split has {len(store)}: {remedy}")
     return tasks
-
-
-def _write_tasks(file, store, seed, workers, progress):
-    "All tasks, by several processes if there are many."
-    chunks, lines = [range(k, min(k + 100, len(store))) for k in range(0, len(store), 100)], []
-    if min(workers, len(chunks)) == 1:
-        lines = [line for c in chunks for line in _tasks_of(store.path, c, seed)]
-    else:
-        with ProcessPoolExecutor(
-            min(workers, len(chunks)), mp_context=get_context("spawn"), initializer=end_with_parent
-        ) as pool:
-            jobs = [pool.submit(_tasks_of, store.path, c, seed) for c in chunks]
-            for job in progress_bar(jobs, "tasks", show=progress):
-                lines += job.result()
-    write_atomically(file, "\n".join(lines) + "\n")
 
 # %% ../../nbs/world/07_mixture.ipynb #16dc5f1f
 @torch.no_grad()

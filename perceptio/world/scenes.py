@@ -265,15 +265,15 @@ def write_split(
     _refuse_other(f"{target} already holds", SceneStore(target).meta, plan)
     return target
 
-# %% ../../nbs/world/04_scenes.ipynb #0d06dff5
+# %% ../../nbs/world/04_scenes.ipynb #2de6ebb3
 def _unpacked(path, name, remedy):
     try:
         with np.load(path) as arrays:
             return arrays[name]
     except READ_ERRORS as error:
-        raise ValueError(f"{path} is begun off or damaged ({error}): {remedy}") from error
+        raise ValueError(f"{path} is cut off or damaged ({error}): {remedy}") from error
 
-
+# %% ../../nbs/world/04_scenes.ipynb #0d06dff5
 class SplitArrays:
     "The arrays of a written split, opened when first used and checked against its meta file."
 
