@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['QUOTED', 'NOT_RUN', 'NONE', 'PAGE_WIDTH', 'LETTER', 'PADDING', 'CELL_STYLE', 'PAPER_COLUMNS', 'OTHER_NAMES',
            'ROW_RUNS', 'TITLES', 'MARKED_MEASURES', 'MASK_MEASURES', 'QUESTION_MEASURES', 'DEPTH_LOSS_MEASURES',
-           'WORLD_TABLES', 'ABLATED', 'Cell', 'fitting_columns', 'html_grid', 'Table', 'measured_cell', 'origin_note',
-           'quoted', 'paper_table', 'world_table', 'ablation_rows', 'tables_of', 'write_tables']
+           'WORLD_TABLES', 'ABLATED', 'Cell', 'fitting_columns', 'markdown_grid', 'html_grid', 'Table', 'measured_cell',
+           'origin_note', 'quoted', 'paper_table', 'world_table', 'ablation_rows', 'tables_of', 'write_tables']
 
 # %% ../../nbs/report/08_tables.ipynb #e4266935
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,6 +68,19 @@ def fitting_columns(table) -> list[list[int]]:  # numbers of columns, in order
         room -= needs
     return groups
 
+# %% ../../nbs/report/08_tables.ipynb #ef6f04b7
+def markdown_grid(
+    table,  # Table
+    columns: list[int],  # their numbers
+) -> Iterator[str]:  # lines
+    "Some of the columns between pipes, with the names of all rows."
+    mark = {"measured": "**{}**", "difference": "*{}*", "not run": "*{}*"}
+    shown = lambda c: mark.get(c.kind, "{}").format(c.text())
+    yield f"| | {' | '.join(markdown_text(table.columns[k], cell=True) for k in columns)} |"
+    yield "| --- " * (len(columns) + 1) + "|"
+    for name, cells in table.rows:
+        yield f"| {markdown_text(name, cell=True)} | {' | '.join(shown(cells[k]) for k in columns)} |"
+
 # %% ../../nbs/report/08_tables.ipynb #9658c042
 CELL_STYLE = {  # kind of a cell -> its look in HTML
     "quoted": "color:#555",
@@ -117,17 +130,8 @@ class Table:
     def markdown(self) -> str:
         "As Markdown; columns that a page is too narrow for go on in a further table below."
         notes = [f"- {markdown_text(note)}" for note in self.notes]
-        parts = [line for columns in fitting_columns(self) for line in (*self._pipes(columns), "")]
+        parts = [line for columns in fitting_columns(self) for line in (*markdown_grid(self, columns), "")]
         return "\n".join([f"**{markdown_text(self.title)}**", "", *parts, *notes]) + "\n"
-
-    def _pipes(self, columns):
-        "Some of the columns between pipes, with the names of all rows."
-        mark = {"measured": "**{}**", "difference": "*{}*", "not run": "*{}*"}
-        shown = lambda c: mark.get(c.kind, "{}").format(c.text())
-        yield f"| | {' | '.join(markdown_text(self.columns[k], cell=True) for k in columns)} |"
-        yield "| --- " * (len(columns) + 1) + "|"
-        for name, cells in self.rows:
-            yield f"| {markdown_text(name, cell=True)} | {' | '.join(shown(cells[k]) for k in columns)} |"
 
     def latex(self) -> str:
         "As a LaTeX table for booktabs."
