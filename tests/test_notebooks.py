@@ -101,6 +101,18 @@ def test_every_kept_picture_says_what_it_shows(path):
             assert re.search(r"^#\| fig-alt: \S+ \S+", source(cell), re.M), source(cell)[:200]
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_pictures_have_one_style(path):
+    "Charts are made by core.display.charts, images and maps drawn by its draw_image, kept ones as one PNG each."
+    for cell in cells(path):
+        code = source(cell) if cell["cell_type"] == "code" else ""
+        assert not re.search(r"^\s*import matplotlib\.pyplot", code, re.M), f"a chart in matplotlib's own style: {code[:200]}"
+        assert path.stem == "12_display" or not re.search(r"""cmap=(?!"Greys")""", code), f"own colours: {code[:200]}"
+        assert not re.search(r"show_picture\([^\n]*dpi=[1-9]?[0-9]\b", code), f"too coarse to be read: {code[:200]}"
+        for output in cell.get("outputs", []):
+            assert "image/jpeg" not in output.get("data", {}), f"one picture kept twice: {code[:200]}"
+
+
 def anchors(path):
     "Headings of a notebook as JupyterLab makes anchors of them."
     lines = "\n".join(source(c) for c in cells(path) if c["cell_type"] == "markdown").splitlines()

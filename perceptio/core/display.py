@@ -220,8 +220,7 @@ def with_palette(picture: Image.Image) -> Image.Image:
     pixels = np.asarray(picture)
     exact, area = _colours(pixels.reshape(-1, 3))
     flat = exact[np.argsort(-area, kind="stable")[:16]]
-    coarse, area = _colours(pixels.reshape(-1, 3) // 4 * 4 + 2)
-    weighted = np.repeat(coarse, np.ceil(area**0.5).astype(int), axis=0)
+    weighted = np.repeat(exact, np.ceil(area**0.5).astype(int), axis=0)
     cut = Image.fromarray(weighted[None]).quantize(240, method=Image.Quantize.MEDIANCUT, kmeans=3).getpalette()
     palette = Image.new("P", (1, 1))
     palette.putpalette([*flat.flatten().tolist(), *cut[: 3 * 240]])
