@@ -106,7 +106,9 @@ def test_pictures_have_one_style(path):
     "Charts are made by core.display.charts, images and maps drawn by its draw_image, kept ones as one PNG each."
     for cell in cells(path):
         code = source(cell) if cell["cell_type"] == "code" else ""
-        assert not re.search(r"^\s*import matplotlib\.pyplot", code, re.M), f"a chart in matplotlib's own style: {code[:200]}"
+        assert not re.search(r"^\s*import matplotlib\.pyplot", code, re.M), (
+            f"a chart in matplotlib's own style: {code[:200]}"
+        )
         assert path.stem == "12_display" or not re.search(r"""cmap=(?!"Greys")""", code), f"own colours: {code[:200]}"
         assert not re.search(r"show_picture\([^\n]*dpi=[1-9]?[0-9]\b", code), f"too coarse to be read: {code[:200]}"
         for output in cell.get("outputs", []):
