@@ -413,16 +413,18 @@ def attention_costs(
     return found
 
 # %% ../../nbs/testing/05_gpu.ipynb #1a4ed34a
-COMPARED = ("plain backbone", "perception, guided", "perception, fast", "perception, fast, decoded")
+COMPARED = (
+    *("plain backbone", "perception, guided", "perception, fast", "perception, fast, decoded"),
+    *("mask, decoded", "depth, fast, decoded", "depth, block, decoded", "perception, block, decoded"),
+)
 
 
 def merged(model: PerceptioModel) -> PerceptioModel:
-    "The model for use: adapters and new rows laid into the weights."
+    "The model for use: adapters and new rows laid into the weights, and a block, untrained, whose time can be taken."
     backbone = model.backbone.merge_and_unload()
     merge_rows(backbone)
-    return PerceptioModel(
-        model.settings, model.vocab, backbone, model.mask_head, model.codebook, dict(model.others)
-    ).eval()
+    settings = replace(model.settings, code_prediction="joint", decode="block")
+    return PerceptioModel(settings, model.vocab, backbone, model.mask_head, model.codebook, dict(model.others)).eval()
 
 # %% ../../nbs/testing/05_gpu.ipynb #e6592fae
 def answer_costs(
