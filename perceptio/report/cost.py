@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['WAYS', 'DECODES', 'COST_PARTS', 'PAPER', 'count_flops', 'linear_weights', 'without_perception', 'ways_of', 'Steady',
            'generation_inputs', 'timed_answer', 'decode_answer', 'answer_flops', 'first_pass', 'measure_costs',
-           'cost_table', 'beside_paper', 'load_average', 'plot_costs']
+           'cost_table', 'training_costs', 'beside_paper', 'load_average', 'plot_costs']
 
 # %% ../../nbs/report/03_cost.ipynb #2af0249b
 import copy
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -24,9 +26,11 @@ from ..core.display import AMBER, BLUE, GREEN, VIOLET, charts, themed
 from ..core.settings import LEARNT, Settings
 from ..method.backbone import image_tiles, image_tokens
 from ..method.chat import stop_id
+from ..method.codebook import DepthCodebook
 from ..method.decoding import write_answers, write_fast
 from ..method.generation import Perceptio
-from ..method.samples import Sample, Turn, prompt_ids, wants
+from ..method.model import build_model
+from ..method.samples import Collator, Sample, Turn, prompt_ids, wants
 from ..method.tokens import PerceptionGrammar, parse_output
 
 # %% ../../nbs/report/03_cost.ipynb #a766f91f
@@ -239,6 +243,40 @@ def cost_table(
             }
         rows[way] |= {f"{k}_ratio": float(ratio[k].median()) for k in ratio}
     return pd.DataFrame(rows).T
+
+# %% ../../nbs/report/03_cost.ipynb #b77a0a52
+def _loss_of(model, batch):
+    "The total loss of a batch, whose gradients of before are gone."
+    model.zero_grad(set_to_none=True)
+    return model(**batch)["loss"]
+
+# %% ../../nbs/report/03_cost.ipynb #fb042536
+def training_costs(
+    settings: Settings,
+    codebook: DepthCodebook,
+    samples: Sequence[Sample],  # one batch, with maps and codes
+    repeats: int = 3,  # timed rounds, after one that is not timed
+) -> pd.DataFrame:  # a row per code_prediction: operations of the forward pass, seconds (median), and their ratios
+    "A training step's passes with the codes learnt one after another, by block, or in both ways."
+    steps, rows = {}, []
+    for prediction, learnt in LEARNT.items():
+        own = replace(settings, code_prediction=prediction, decode=learnt[0])
+        model, tokenizer = build_model(own, codebook)
+        pixels = model.mask_head.preprocess if model.mask_head is not None else None
+        batch = Collator(tokenizer, model.vocab, own, sam_pixels=pixels)(list(samples))
+        batch.pop("keys")
+        steps[prediction] = partial(_loss_of, model.train(), batch)
+    operations = {prediction: count_flops(step)[0] for prediction, step in steps.items()}
+    for repeat in range(repeats + 1):
+        for prediction, step in steps.items():
+            started = time.perf_counter()
+            step().backward()
+            rows.append(dict(repeat=repeat, way=prediction, seconds=time.perf_counter() - started))
+    seconds = pd.DataFrame(rows).query("repeat > 0").pivot(index="repeat", columns="way", values="seconds")
+    table = pd.DataFrame({"operations": operations, "seconds": seconds.median()}).loc[list(steps)]
+    table["operations, ratio"] = table["operations"] / table["operations"]["sequential"]
+    table["seconds, ratio"] = seconds.div(seconds["sequential"], axis=0).median()
+    return table
 
 # %% ../../nbs/report/03_cost.ipynb #b8f24521
 PAPER = {
