@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_TOKENS', 'UNREADABLE', 'SHARD_SIZE', 'META_TYPES', 'teacher_hash', 'identity', 'tokens_folder', 'refuse_other',
-           'check_depth', 'write_depth_tokens', 'CacheLists', 'DepthTokens']
+           'check_depth', 'map_shape', 'write_depth_tokens', 'CacheLists', 'DepthTokens']
 
 # %% ../../nbs/data/11_depth_cache.ipynb #8ed82405
 import hashlib
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..core.dense import dense_maps
 from ..core.display import progress_bar
 from ..core.files import hash_file, read_json, remove_parts, write_atomically, write_json
 from ..core.foreign import check_keys
@@ -47,7 +48,7 @@ def identity(
     codebook: DepthCodebook,
     pictures: Sequence[str] = (),  # what stands for each image's content, such as a hash; () = keys are enough
 ) -> dict:  # JSON-ready
-    "What decides the codes: images, teacher, codebook."
+    "What decides the codes: images, teacher, codebook; and of another token than depth its name."
     if codebook.n_codes > NO_TOKENS:
         raise ValueError(
             f"the codebook has {codebook.n_codes} codes: the cache keeps a byte for each token, {NO_TOKENS} of which "
@@ -59,7 +60,7 @@ def identity(
         raise ValueError(f"key {twice!r} stands in the list twice: a key names one image")
     if pictures and len(pictures) != len(keys):
         raise ValueError(f"{len(pictures)} pictures for {len(keys)} keys: give one for each")
-    return dict(
+    parts = dict(
         teacher=teacher_hash(teacher),
         codebook=fingerprint(codebook.state_dict(), config=codebook.rule),
         keys=_list_hash(keys),
@@ -67,6 +68,7 @@ def identity(
         N=len(keys),
         n=codebook.n_tokens,
     )
+    return parts | ({} if codebook.token == "depth" else dict(token=codebook.token))
 
 
 def _list_hash(names):
@@ -94,8 +96,8 @@ def refuse_other(
     other = [f"{k} {short(found.get(k))}, not {short(v)}" for k, v in wanted.items() if found.get(k) != v]
     if other:
         raise ValueError(
-            f"the depth tokens in {folder.name!r} were made with {'; '.join(other)}{hint}. They would mean something "
-            "else: use what they were made with, or write elsewhere"
+            f"the {found.get('token', 'depth')} tokens in {folder.name!r} were made with {'; '.join(other)}{hint}. "
+            "They would mean something else: use what they were made with, or write elsewhere"
         )
 
 # %% ../../nbs/data/11_depth_cache.ipynb #2f0d43c1
@@ -136,18 +138,24 @@ def _windows(read, rows, size, workers) -> Iterator[tuple[range, list]]:
             yield window, images
 
 # %% ../../nbs/data/11_depth_cache.ipynb #baed926e
+def map_shape(codebook: DepthCodebook) -> tuple[int, ...]:  # of depth (size, size), else (C, size, size)
+    "How a map is kept."
+    return (codebook.maps.channels,) * (codebook.token != "depth") + (codebook.size, codebook.size)
+
+
 @torch.no_grad()
 def _encode(depths, codebook):
-    "(B, n) codes and (B, size, size) levels, both uint8, of depth maps (H, W) of any sizes."
-    seen = torch.cat([codebook.resize(torch.tensor(d, device=codebook.codebook.device)[None, None]) for d in depths])
-    levels = (seen[:, 0].clamp(0, 1) * 255).round()
+    "(B, n) codes and levels (B, *map_shape), both uint8, of depth maps (H, W) of any sizes."
+    own = (torch.tensor(codebook.maps.of_disparity(d), dtype=torch.float32)[None] for d in depths)
+    seen = codebook.maps.valid(torch.cat([codebook.resize(one.to(codebook.codebook.device)) for one in own]))
+    levels = (seen * 255).round().reshape(len(seen), *map_shape(codebook))
     return tuple(x.cpu().numpy().astype(np.uint8) for x in (codebook.encode(seen), levels))
 
 
 def _make_shard(rows, load, teacher, codebook, batch_size, workers, maps, on_done):
-    "Codes (len(rows), n) uint8, {row: reason} of those that have none, and maps (len(rows), size, size) uint8 or None."
+    "Codes (len(rows), n) uint8, {row: reason} of those that have none, and maps (len(rows), *map_shape) uint8 or None."
     codes, skipped = np.full((len(rows), codebook.n_tokens), NO_TOKENS, np.uint8), {}
-    kept = np.zeros((len(rows), codebook.size, codebook.size), np.uint8) if maps else None
+    kept = np.zeros((len(rows), *map_shape(codebook)), np.uint8) if maps else None
     for window, read in _windows(partial(_read, load, teacher), rows, 4 * batch_size, workers):
         good = [(i, x) for i, (x, _) in zip(window, read) if x is not None]
         skipped |= {i: why for i, (x, why) in zip(window, read) if x is None}
@@ -197,14 +205,15 @@ def _begin(folder, plan):
     write_json(shards / "plan.json", plan)
 
 
-def _make_mine(folder, n, shard, rank, world_size, make, progress):
+def _make_mine(folder, plan, rank, world_size, make, progress):
     "Make the shards of this process that are not there; the paths of all."
+    n, shard = plan["N"], plan["shard"]
     rows = [range(k, min(n, k + shard)) for k in range(0, n, shard)]
     paths = [folder / "shards" / f"{r.start:09d}.safetensors" for r in rows]
     mine = [(r, p) for r, p in zip(rows, paths)][rank::world_size]
     todo = [(r, p) for r, p in mine if not p.exists()]
     total, left = sum(len(r) for r, _ in mine), sum(len(r) for r, _ in todo)
-    name = "depth tokens" + (f", process 1 of {world_size}" if world_size > 1 else "")
+    name = f"{plan.get('token', 'depth')} tokens" + (f", process 1 of {world_size}" if world_size > 1 else "")
     with progress_bar(None, name, total, progress and rank == 0, initial=total - left, unit="image") as bar:
         for r, p in todo:
             _save_shard(p, *make(r, on_done=bar.update))
@@ -239,7 +248,8 @@ def _join(folder, keys, pictures, plan, paths, allowed):
     write_json(folder / "meta.json", plan | dict(skipped=len(skipped), sha256=hash_file(folder / "codes.npy")))
     if skipped:
         say_once(
-            f"{len(skipped)} of {len(keys)} images have no depth tokens, the first is {skipped[0]['key']!r} "
+            f"{len(skipped)} of {len(keys)} images have no {plan.get('token', 'depth')} tokens, the first is "
+            f"{skipped[0]['key']!r} "
             f"({skipped[0]['reason']}); all are listed in {folder.name}/skipped.json"
         )
 
@@ -281,7 +291,7 @@ def write_depth_tokens(
     try:
         if not (folder / "meta.json").exists():
             _begin(folder, plan)
-            paths = _make_mine(folder, len(keys), shard, rank, world_size, make, progress)
+            paths = _make_mine(folder, plan, rank, world_size, make, progress)
             if all(p.exists() for p in paths):
                 _join(folder, keys, pictures, plan, paths, allowed)
     except FileNotFoundError:
@@ -323,7 +333,8 @@ class CacheLists:
                 f"{self.folder / 'meta.json'} does not say which pictures its names stand for, as caches of earlier "
                 f"versions: {self.redo}"
             )
-        check_keys(self.meta, META_TYPES, str(self.folder / "meta.json"), self.redo)
+        own = {"token": str} if "token" in self.meta else {}
+        check_keys(self.meta, META_TYPES | own, str(self.folder / "meta.json"), self.redo)
         if any(type(self.meta.get(k)) is not int or self.meta[k] < 0 for k in ("N", "skipped")):
             raise ValueError(
                 f"{self.folder / 'meta.json'} has N = {self.meta.get('N')!r} and skipped = "
@@ -332,6 +343,8 @@ class CacheLists:
 
     def __len__(self) -> int:
         return self.meta["N"]
+
+    token = property(lambda self: self.meta.get("token", "depth"), doc="whose codes these are")
 
     def _named(self, name):
         "keys or pictures, as meta.json describes them."
@@ -368,7 +381,7 @@ class CacheLists:
 
 # %% ../../nbs/data/11_depth_cache.ipynb #64363ce6
 class DepthTokens(CacheLists):
-    "A finished cache of depth tokens: codes by row or by key."
+    "A finished cache of the codes of a dense token, by row or by key."
 
     @classmethod
     def open(
@@ -429,8 +442,8 @@ class DepthTokens(CacheLists):
         "The row of an image; an error if it has no tokens."
         if hole := self.skipped.get(i := self.number(item)):
             raise ValueError(
-                f"{hole['key']!r} has no depth tokens, its image could not be read ({hole['reason']}): leave it out, "
-                "see `usable`"
+                f"{hole['key']!r} has no {self.token} tokens, its image could not be read ({hole['reason']}): leave it "
+                "out, see `usable`"
             )
         return i
 
@@ -444,13 +457,16 @@ class DepthTokens(CacheLists):
     def map(
         self,
         item: int | str,  # row or key
-    ) -> np.ndarray:  # (size, size) float32 in [0, 1], in steps of 1/255
-        "Depth map of one image; an error if it has none, or if the maps were not kept."
+    ) -> np.ndarray:  # (size, size), of another token than depth (C, size, size), float32 in [0, 1], in steps of 1/255
+        "Map of one image; an error if it has none, or if the maps were not kept."
         if not self.meta["maps"]:
-            raise ValueError(f"the cache {self.folder.name!r} holds depth tokens only: make it again with maps=True")
+            raise ValueError(
+                f"the cache {self.folder.name!r} holds {self.token} tokens only: make it again with maps=True"
+            )
         i, shard = self.row(item), self.meta["shard"]
         levels = open_array(path := _maps_file(self.folder, i // shard * shard), self.redo)
-        rows = min(shard, len(self) - i // shard * shard)
-        if levels.ndim != 3 or levels.dtype != np.uint8 or levels.shape[:2] != (rows, levels.shape[2]):
+        planes = () if self.token == "depth" else (dense_maps(self.token).channels,)
+        wanted = (min(shard, len(self) - i // shard * shard), *planes, *levels.shape[-1:] * 2)
+        if levels.dtype != np.uint8 or levels.shape != wanted:
             raise ValueError(f"{path} is {levels.dtype} {levels.shape}, and no maps of these rows: {self.redo}")
         return levels[i % shard].astype(np.float32) / 255
