@@ -14,6 +14,8 @@ from perceptio.core.dense import DenseMaps, further_tokens
 from perceptio.core.notebook import run_dir
 from perceptio.core.record import read_result
 from perceptio.core.settings import Settings
+from perceptio.data.paper_mixture import PaperMixture
+from perceptio.data.prepare import open_sources, prepare_sources
 from perceptio.method.codebook import DenseCodebook
 from perceptio.method.generation import Perceptio
 from perceptio.method.losses import marker_loss, token_loss
@@ -21,6 +23,8 @@ from perceptio.method.model import build_model
 from perceptio.method.samples import Collator, DenseMap, Sample, Turn, encode_sample
 from perceptio.method.saving import save_model
 from perceptio.method.soft_merge import depth_reconstruction_loss, soft_merge
+from perceptio.method.tokens import request_parts
+from perceptio.testing.example import example_depth, rendered_depth, write_example
 from perceptio.world.mixture import SceneMixture, dense_scenes, scene_codes, scene_tasks
 from perceptio.world.scenes import fixture
 
@@ -202,12 +206,17 @@ class Silhouettes(DenseMaps):
     compare = lambda self, maps, truth: dict(share_wrong=abs(maps - truth).mean((1, 2, 3)))  # noqa: E731
 
 
-def test_a_third_takes_a_section_and_a_class(tmp_path, monkeypatch):
-    "Nothing else is edited: a section of settings.ini and the class above, from codebook to answer."
+def settings_with_silhouettes(tmp_path, monkeypatch):
+    "A settings file of its own, with the section of the third token."
     section = f"\n[dense.silhouettes]\nletter = s\nmaps = {__name__}.Silhouettes\nn_tokens = 16\nn_codes = 8\n"
     mine = tmp_path / "settings.ini"
     mine.write_text((ROOT / "settings.ini").read_text() + section)
     monkeypatch.setattr("perceptio.core.settings.settings_file", lambda: mine)
+
+
+def test_a_third_takes_a_section_and_a_class(tmp_path, monkeypatch):
+    "Nothing else is edited: a section of settings.ini and the class above, from codebook to answer."
+    settings_with_silhouettes(tmp_path, monkeypatch)
     settings = Settings.load("smoke", dense="depth normals silhouettes", max_length=384, code_corruption=0.5)
     scenes, (normals, silhouettes) = [fixture()[k] for k in range(4)], further_tokens(settings)
     books = {t.name: drawn_codes(DenseCodebook.from_settings(settings, t), 0) for t in (normals, silhouettes)}
@@ -230,3 +239,59 @@ def test_a_third_takes_a_section_and_a_class(tmp_path, monkeypatch):
     )
     assert tokenizer.convert_ids_to_tokens(out.token_ids)[:2] == ["[SEG]", "<s_start>"]
     assert out.dense["silhouettes"].shape == (1, 128, 128) and len(out.parsed.others["silhouettes"]) == 16
+
+
+def literal_codes(codebook, disparity):
+    "What a token's codebook says of a teacher's map, written out: the map, its pixels, the nearest of the K vectors."
+    own = torch.from_numpy(np.asarray(codebook.maps.of_disparity(disparity), np.float32))[None]
+    seen = codebook.maps.valid(torch.nn.functional.interpolate(own, (40, 40), mode="bilinear", antialias=True))
+    with torch.no_grad():
+        z = codebook.encoder(seen * 2 - 1)[0].flatten(1).T  # (n, D), row by row
+    return ((z[:, None] - codebook.codebook[None]) ** 2).sum(-1).argmin(1), seen[0].numpy()
+
+
+def test_real_rows_take_a_section_and_a_class_too(tmp_path, monkeypatch):
+    "Rows of real formats, the teacher's maps, three dense tokens: from cache through mixture to batch and losses."
+    settings_with_silhouettes(tmp_path, monkeypatch)
+    names = ("depth", "normals", "silhouettes")
+    depth = example_depth(tmp_path / "depth_tokens", " ".join(names))
+    prepare_sources(write_example(tmp_path / "data"), tmp_path / "rows", depth=depth)
+    books = {name: one.codebook for name, one in depth.further.items()}
+    sources = open_sources(tmp_path / "rows", depth.codebook, books)
+    assert all(set(s.dense) == set(names[1:]) for s in sources if s.name in ("joint", "ade20k"))
+    small = dict(data="paper", n_depth_tokens=100, max_length=1024, code_corruption=0.0, mask_size=32)
+    more = dict(mix_grounded=1.0, use_own=False, cache_sam_features=False)
+    settings = Settings.load("smoke", dense=" ".join(names), **small | more)
+    mixture = PaperMixture(sources, settings, epochs=20, skipped=tmp_path / "skipped.jsonl")
+    samples, asked, checked = [], set(), set()
+    for k in range(len(mixture)):
+        row, _ = mixture.place(k)
+        source, record = mixture.locate(row)
+        if source.name not in ("joint", "ade20k") or not (sample := mixture[k]).turns:
+            continue
+        requests = [t.perceive for t in sample.turns if t.perceive != "inline"]
+        parts = {part for request in requests for part in request_parts(request, names)}
+        asked.add(tuple(part for part in names if part in parts))
+        assert set(sample.dense) == parts & set(names[1:])
+        for name, known in sample.dense.items():
+            codes, seen = literal_codes(books[name], rendered_depth(source.images / record["image"]))
+            assert known.codes.tolist() == codes.tolist()
+            assert known.map.shape == seen.shape and np.abs(known.map - seen).max() <= 0.5 / 255 + 1e-6
+            checked.add((source.name, name))
+        if len(parts & set(names)) > 1 and len(samples) < 4:
+            samples.append(sample)
+    subsets = {tuple(n for k, n in enumerate(names) if choice >> k & 1) for choice in range(1, 8)}
+    assert subsets <= asked and checked == {(s, n) for s in ("joint", "ade20k") for n in names[1:]}
+    model, tokenizer = build_model(settings, depth.codebook, books)
+    batch = Collator(tokenizer, model.vocab, settings, sam_pixels=model.mask_head.preprocess)(samples)
+    batch.pop("keys")
+    assert {name: tuple(maps.shape) for name, maps in batch["dense"].items()} == {
+        name: (4, books[name].maps.channels, 40, 40) for name in batch["dense"]
+    }
+    for k, sample in enumerate(samples):
+        for name, known in sample.dense.items():
+            span, labels = model.vocab.dense[name], batch["labels"][k].tolist()
+            at = labels.index(span.start_id) + 1
+            assert [i - span.code_ids[0] for i in labels[at : at + span.n_tokens]] == known.codes.tolist()
+    terms = model(**batch)
+    assert {f"{name}_recon" for name in batch["dense"]} <= set(terms) and torch.isfinite(terms["loss"])

@@ -299,11 +299,6 @@ def check_dense(
             )
     if names[0] != "depth" or len(set(names)) < len(names):
         raise ValueError(f"dense = {s.dense!r}: name depth first, and every token once, as in 'depth normals'")
-    if s.data == "paper":
-        raise ValueError(
-            f"dense = {s.dense!r} with data = paper: the prepared rows hold maps and tokens of depth only; set dense "
-            "= depth"
-        )
 
 # %% ../../nbs/core/03_settings.ipynb #d20d4f04
 LEARNT = dict(sequential=("sequential",), block=("block",), joint=("sequential", "block", "verify"))  # ways to decode

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..core.dense import further_tokens
 from ..core.foreign import BadSample, opened_image
 from .paper_mixture import PaperMixture
 from .rows import image_path, row_sample
 from ..method.backbone import tile_count
-from ..method.samples import encode_sample
+from ..method.samples import DenseMap, encode_sample
 from ..method.tokens import PerceptionVocab
 
 # %% ../../nbs/data/16_lengths.ipynb #d1a310b3
@@ -36,10 +37,11 @@ class SampleLengths(Sequence):
         settings, (row, epoch) = self.mixture.settings, self.mixture.place(k)
         source, record = self.mixture.locate(row)
         try:
-            sample = row_sample(
-                record, source.images, self.mixture.rng(row, epoch), joint=source.name == "joint", pixels=False
-            )
+            rng = self.mixture.rng(row, epoch)
+            sample = row_sample(record, source.images, rng, joint=source.name == "joint", pixels=False)
+            self.mixture.draw_dense(sample, rng)
             sample.codes = np.zeros(settings.n_depth_tokens, int)
+            sample.dense = {t.name: DenseMap(None, np.zeros(t.n_tokens, int)) for t in further_tokens(settings)}
             tiles = 0
             if "image" in record:
                 with opened_image(image_path(record, source.images)) as file:

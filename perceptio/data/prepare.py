@@ -5,16 +5,16 @@ maps of what is there."""
 
 # %% auto #0
 __all__ = ['REFCOCO_SOURCE', 'PARTS_TO_FIND', 'SOURCE_READERS', 'EARLIER_ROWS', 'Part', 'find_own', 'find_aurora', 'check_data',
-           'Job', 'Reader', 'read_refcoco', 'read_llava', 'read_grounded', 'read_own', 'read_ade20k', 'same_codebook',
-           'decode_codes', 'aurora_file_rows', 'read_aurora', 'read_source', 'prepare_source', 'prepared_folders',
-           'open_sources', 'rows_hash', 'rows_dir', 'refcoco_depth', 'joint_report', 'prepare_joint', 'rows_folder',
-           'prepare_sources', 'prepared_table']
+           'Job', 'Reader', 'read_refcoco', 'read_llava', 'read_grounded', 'read_own', 'store_reports', 'read_ade20k',
+           'same_codebook', 'decode_codes', 'aurora_file_rows', 'read_aurora', 'read_source', 'write_source',
+           'prepare_source', 'prepared_folders', 'open_sources', 'rows_hash', 'rows_dir', 'refcoco_depth',
+           'joint_report', 'prepare_joint', 'rows_folder', 'prepare_sources', 'prepared_table']
 
 # %% ../../nbs/data/17_prepare.ipynb #9fdf9e10
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from ..core.notebook import data_dir, log
 from ..core.settings import Settings
 from .ade20k import ade_rows, aurora_rows, find_ade20k
 from .curation import Curation, held_out_images, read_sentences
-from .depth_store import Depth, DepthStore, find_depth, write_depth
+from .depth_store import Depth, DepthStore, find_depth, write_depth, write_stores
 from .depth_teacher import fingerprint
 from .grounded import GCG_EXPECTED, find_gcg, gcg_rows
 from .hardblink import hardblink_folder
@@ -189,7 +189,7 @@ class Reader:
     images: Path  # the rows' images are relative to it
     rows: Iterator[dict]
     reports: list[Report]  # its own, and others
-    store: DepthStore | None = None  # depth of its images
+    stores: dict[str, DepthStore] = field(default_factory=dict)  # of its images: depth, further dense tokens
 
 # %% ../../nbs/data/17_prepare.ipynb #c9b6ba25
 def read_refcoco(job: Job, name: str) -> Reader:
@@ -221,13 +221,18 @@ def read_own(job: Job, name: str) -> Reader:
     return Reader("own", folder, own_rows(folder, report), [report])
 
 # %% ../../nbs/data/17_prepare.ipynb #3923f046
+def store_reports(stores: dict[str, DepthStore], name: str, images: list[str]) -> list[Report]:
+    "A report for each dense token."
+    return [store.report(name, images) for store in stores.values()]
+
+
 def read_ade20k(job: Job, name: str) -> Reader:
     "Depth maps, marked points and reasoned answers on ADE20K's images."
     folder, names = find_ade20k(job.root)
-    store = write_depth(job.need_depth(), name, folder, names, progress=job.progress)
+    stores = write_stores(job.need_depth(), name, folder, names, job.progress)
     report = Report(name, unit="questions")
-    rows = ade_rows(folder, names, lambda k: store.map(names[k]), report)
-    return Reader("ade20k", folder, rows, [report, store.report(name, names)], store)
+    rows = ade_rows(folder, names, lambda k: stores["depth"].map(names[k]), report)
+    return Reader("ade20k", folder, rows, [report, *store_reports(stores, name, names)], stores)
 
 # %% ../../nbs/data/17_prepare.ipynb #3eea00bc
 def same_codebook(home: Path, codebook: DepthCodebook) -> None:
@@ -270,8 +275,10 @@ def read_aurora(job: Job, name: str) -> Reader:
     codes = {row["image"]: bytes(row["codes"]) for row in rows if "codes" in row}
     sign = hashlib.sha256(repr(sorted(codes.items())).encode()).hexdigest()
     decoded = lambda image: decode_codes(codebook, codes[image])
-    store = write_depth(depth, name, images, codes, decoded, f"AURORA's codes {sign}", job.progress)
-    return Reader("ade20k", images, aurora_file_rows(files, images, report, codebook), [report], store)
+    stores = {"depth": write_depth(depth, name, images, codes, decoded, f"AURORA's codes {sign}", job.progress)}
+    for token, one in depth.further.items():  # of the teacher's map, as everywhere
+        stores[token] = write_depth(one, name, images, codes, progress=job.progress)
+    return Reader("ade20k", images, aurora_file_rows(files, images, report, codebook), [report], stores)
 
 # %% ../../nbs/data/17_prepare.ipynb #3c044982
 SOURCE_READERS = {  # download -> reader
@@ -284,13 +291,23 @@ SOURCE_READERS = {  # download -> reader
 }
 
 # %% ../../nbs/data/17_prepare.ipynb #26300abb
-def read_source(folder: Path) -> dict:  # part, images (a folder), depth (folders of depth tokens)
+def read_source(folder: Path) -> dict:  # part, images (a folder), depth (folders of its tokens), dense (of others')
     "What source.json says about the rows of a folder."
-    source = read_json(path := folder / "source.json", REDO_ROWS)
-    check_keys(source, dict(part=str, images=str, depth=list), str(path), REDO_ROWS)
-    if not all(isinstance(store, str) for store in source["depth"]):
-        raise ValueError(f"{path} has depth = {str(source['depth'])[:80]}, where names of folders belong: {REDO_ROWS}")
+    source = dict(dense={}) | read_json(path := folder / "source.json", REDO_ROWS)
+    check_keys(source, dict(part=str, images=str, depth=list, dense=dict), str(path), REDO_ROWS)
+    for name, stores in (dict(depth=source["depth"]) | source["dense"]).items():
+        if not isinstance(stores, list) or not all(isinstance(store, str) for store in stores):
+            raise ValueError(f"{path} has {name} = {str(stores)[:80]}, where names of folders belong: {REDO_ROWS}")
     return source
+
+
+def write_source(folder: Path, part: str, images: Path | str, stores: dict[str, DepthStore]) -> None:
+    "Write source.json, last of all: with it the rows are whole."
+    depth, *further = [(name, [str(f.absolute()) for f in store.folders]) for name, store in stores.items()] or [
+        ("", [])
+    ]
+    dense = dict(dense=dict(further)) if further else {}
+    write_json(folder / "source.json", dict(part=part, images=str(images), depth=depth[1], **dense))
 
 
 def prepare_source(job: Job, name: str) -> list[Report]:
@@ -299,8 +316,7 @@ def prepare_source(job: Job, name: str) -> list[Report]:
     (folder / "source.json").unlink(missing_ok=True)  # until it is whole again
     reader = SOURCE_READERS[name](job, name)
     write_rows(folder, reader.rows, reader.reports[0])
-    stores = [str(f.absolute()) for f in reader.store.folders] if reader.store else []
-    write_json(folder / "source.json", dict(part=reader.part, images=str(reader.images), depth=stores))
+    write_source(folder, reader.part, reader.images, reader.stores)
     return reader.reports
 
 # %% ../../nbs/data/17_prepare.ipynb #85e0ba8b
@@ -318,16 +334,21 @@ def prepared_folders(
 def open_sources(
     out: str | Path,  # of prepare_sources
     codebook: DepthCodebook | None = None,  # in use: depth tokens of another are refused
+    others: dict[str, DepthCodebook] | None = None,  # likewise, of further dense tokens
 ) -> list[Source]:
     "The rows that the last preparation wrote, source by source."
     sources = []
     for folder in prepared_folders(out):
         source = read_source(folder)
-        store = DepthStore(source["depth"]) if source["depth"] else None
-        if store and codebook:
-            store.check(codebook, folder.name)
-        rows = read_joint(folder) if source["part"] == "joint" else RowFile(folder)
-        sources.append(Source(source["part"], rows, Path(source["images"]), store and store.codes, store and store.map))
+        stores = {
+            name: DepthStore(folders) for name, folders in (dict(depth=source["depth"]) | source["dense"]).items()
+        }
+        for name, used in (dict(depth=codebook) | (others or {})).items():
+            if used and name in stores:
+                stores[name].check(used, folder.name)
+        depth, rows = stores.pop("depth"), read_joint(folder) if source["part"] == "joint" else RowFile(folder)
+        known = (depth.codes, depth.map) if depth.folders else (None, None)
+        sources.append(Source(source["part"], rows, Path(source["images"]), *known, stores))
     return sources
 
 
@@ -341,15 +362,18 @@ def rows_dir() -> Path:
     return data_dir() / "rows"
 
 # %% ../../nbs/data/17_prepare.ipynb #67f93680
-def refcoco_depth(job: Job, name: str = "refcoco") -> tuple[dict[Path, DepthStore], list[Report]]:
-    "Depth tokens of the images of all prepared RefCOCO sets, by folder; all three have the same, as a rule."
+def refcoco_depth(
+    job: Job,
+    name: str = "refcoco",
+) -> tuple[dict[Path, dict[str, DepthStore]], list[Report]]:  # folder of images -> dense token -> store
+    "Dense tokens of the images of all prepared RefCOCO sets; all three have one folder, as a rule."
     names = {}
     for source in open_sources(job.out):
         if source.name == "res":
             names.setdefault(source.images, {}).update(dict.fromkeys(row["image"] for row in source.rows))
-    depth = lambda images: write_depth(job.need_depth(), name, images, names[images], progress=job.progress)
-    stores = {images: depth(images) for images in names}
-    return stores, [store.report(name, list(names[images])) for images, store in stores.items()]
+    write = lambda images: write_stores(job.need_depth(), name, images, names[images], job.progress)
+    stores = {images: write(images) for images in names}
+    return stores, [report for images in names for report in store_reports(stores[images], name, list(names[images]))]
 
 # %% ../../nbs/data/17_prepare.ipynb #9ed04956
 def joint_report(source: str, facts: dict) -> Report:
@@ -372,16 +396,15 @@ def prepare_joint(job: Job, name: str) -> list[Report]:
         raise ValueError(f"the rows of {name} are not prepared")
     source = read_source(job.out / name)
     (folder / "source.json").unlink(missing_ok=True)
-    store, codebook = refcoco_depth(job)[0][Path(source["images"])], job.need_depth().codebook
+    stores, codebook = refcoco_depth(job)[0][Path(source["images"])], job.need_depth().codebook
     sentences = read_sentences(job.sentences) if job.sentences else None
     decode = lambda codes: decode_codes(codebook, codes.tolist())
-    curation = Curation(held_out_images(job.root), store, sentences, decode)
+    curation = Curation(held_out_images(job.root), stores["depth"], sentences, decode)
     write_joint(folder, RowFile(job.out / name), curation)
     facts = read_json(folder / "joint.json", REDO_ROWS)
     report = joint_report(f"joint of {name}", facts)
     write_json(folder / "report.json", report.as_dict() | dict(sha256=facts["hashes"]["content"]))
-    depth = [str(f.absolute()) for f in store.folders]
-    write_json(folder / "source.json", dict(part="joint", images=source["images"], depth=depth))
+    write_source(folder, "joint", source["images"], stores)
     return [report]
 
 # %% ../../nbs/data/17_prepare.ipynb #5c706e78
@@ -430,6 +453,8 @@ def prepare_sources(
     sets = [name for name in ("refcoco", "refcoco+", "refcocog") if name in found] if depth else []
     steps |= {"depth of refcoco": lambda job, _: refcoco_depth(job)[1]} if sets else {}
     steps |= {f"joint of {name}": lambda job, step: prepare_joint(job, step.removeprefix("joint of ")) for name in sets}
+    if depth:
+        depth.load_further()
     with lock(job.out, f"the preparation of {job.out}"):
         _write_report(job.out, {}, steps)  # from here on nothing of an earlier preparation is used
         for name, step in steps.items():

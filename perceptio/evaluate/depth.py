@@ -21,14 +21,14 @@ from .metrics import Score, span_rates
 @torch.no_grad()
 def encode_maps(
     codebook,  # DepthCodebook
-    disparities: list[np.ndarray],  # (H, W) each
+    maps: list[np.ndarray],  # (H, W) inverse depth each, or (C, H, W) of another dense token
     batch_size: int = 64,
 ) -> list[list[int]]:  # (n,) codes each
-    "True depth tokens of inverse depth maps."
+    "True tokens of maps."
     codes, device = [], codebook.codebook.device
-    for start in range(0, len(disparities), batch_size):
-        batch = np.stack(disparities[start : start + batch_size]).astype(np.float32)
-        codes += codebook.encode(torch.from_numpy(batch)[:, None].to(device)).tolist()
+    for start in range(0, len(maps), batch_size):
+        batch = torch.from_numpy(np.stack(maps[start : start + batch_size]).astype(np.float32)).to(device)
+        codes += codebook.encode(batch if batch.ndim == 4 else batch[:, None]).tolist()
     return codes
 
 # %% ../../nbs/evaluate/05_depth.ipynb #6e344bd5

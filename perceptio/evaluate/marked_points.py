@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['GIVEN', 'CONDITIONS', 'MarkedItem', 'marked_items', 'with_points', 'marker_baselines', 'read_letters',
            'encoded_codes', 'evaluate_marked_points', 'plot_confusions', 'other_images', 'replacement_codes',
-           'paired_change', 'token_replacement_test']
+           'replacement_plan', 'written_codes', 'paired_change', 'token_replacement_test']
 
 # %% ../../nbs/evaluate/07_marked_points.ipynb #7194e64f
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..core.dense import dense_maps
 from ..core.display import charts, themed
 from .depth import decode_maps, encode_maps
 from .depth_metrics import read_depth_at
@@ -44,6 +45,7 @@ class MarkedItem:
     question: MarkedQuestion
     disparity: np.ndarray | None = None  # (H, W) in [0, 1]
     text: str = CLOSEST_QUESTION
+    dense: dict[str, np.ndarray] = field(default_factory=dict)  # (C, H, W) exact maps of further dense tokens, by name
 
     def letter_at(self, depth) -> str | None:
         "The letter of the nearest point in a depth map (h, w); None without a map or known points, or when points tie."
@@ -53,14 +55,15 @@ class MarkedItem:
         return None if nearest is None else self.question.letters[nearest]
 
 # %% ../../nbs/evaluate/07_marked_points.ipynb #b26ef9c0
-def _marked(scene, position, n, seed, pool, debias):
+def _marked(scene, position, n, seed, pool, debias, dense=()):
     "The item of one scene with n points, or None when the scene offers none."
     rng = np.random.default_rng((seed, SPLITS.index(scene.split), scene.index, n))
     q = marked_question(scene, n, rng, debias=debias, pool=pool)
     if q is None:
         return None
     image = draw_markers(scene.image, q.points, q.letters)
-    return MarkedItem(f"{scene.split}/{scene.index}/{n}", position, image, q, scene.disparity)
+    maps = {name: dense_maps(name).of_scene(scene) for name in dense if name != "depth"}
+    return MarkedItem(f"{scene.split}/{scene.index}/{n}", position, image, q, scene.disparity, dense=maps)
 
 # %% ../../nbs/evaluate/07_marked_points.ipynb #343f2751
 def marked_items(
@@ -69,6 +72,7 @@ def marked_items(
     seed: int = 0,
     variants: tuple[int, ...] = (3, 4, 5),
     debias: bool = True,
+    dense: tuple[str, ...] = ("depth",),  # dense tokens whose exact maps are wanted too
 ) -> list[MarkedItem]:
     "Marker questions about the first scenes that offer one, at most one per scene and variant."
     found = {n: [] for n in variants}
@@ -79,7 +83,7 @@ def marked_items(
         scene = store[position]
         pool = PointPool(scene)
         for n in missing:
-            item = _marked(scene, position, n, seed, pool, debias)
+            item = _marked(scene, position, n, seed, pool, debias, dense)
             found[n] += [] if item is None else [item]
     counts = {n: len(items) for n, items in found.items()}
     if min(counts.values()) < per_variant:
@@ -127,10 +131,15 @@ def read_letters(
     return [item.letter_at(depth) for item, depth in zip(items, decode_maps(codebook, codes), strict=True)]
 
 
-def encoded_codes(items: list[MarkedItem], codebook) -> list:  # (n,) codes per item, None where the depth is unknown
-    "Depth tokens of the true maps."
-    known = [k for k, item in enumerate(items) if item.disparity is not None]
-    encoded = dict(zip(known, encode_maps(codebook, [items[k].disparity for k in known])))
+def encoded_codes(
+    items: list[MarkedItem],
+    codebook,
+    token: str = "depth",  # whose maps
+) -> list:  # (n,) codes per item, None where the map is unknown
+    "Codes of the true maps."
+    maps = [item.disparity if token == "depth" else item.dense.get(token) for item in items]
+    known = [k for k, one in enumerate(maps) if one is not None]
+    encoded = dict(zip(known, encode_maps(codebook, [maps[k] for k in known])))
     return [encoded.get(k) for k in range(len(items))]
 
 # %% ../../nbs/evaluate/07_marked_points.ipynb #8cb9d63c
@@ -146,7 +155,7 @@ def evaluate_marked_points(
     predictor: Predictor,
     items: list[MarkedItem],
     codebook=None,  # DepthCodebook; None = the predictor writes no depth tokens
-    perceive: str = "depth",
+    perceive: str = "depth",  # before the answer; parts joined by + such as depth+normals
     batch_size: int = 64,
     progress: Callable | None = None,
 ) -> dict:
@@ -207,17 +216,41 @@ def replacement_codes(
     items: list[MarkedItem],
     codebook,
     rng: np.random.Generator,
+    token: str = "depth",  # whose codes
+    others: list[int] | None = None,  # for each item the one whose codes `other` takes; None = drawn
 ) -> dict[str, list]:  # condition -> (n,) codes per item
     "The codes of the conditions that do not depend on the model."
-    truth = encoded_codes(items, codebook)
+    truth = encoded_codes(items, codebook, token)
     if None in truth:
         raise ValueError(
-            f"item {items[truth.index(None)].key!r} has no true depth: the test needs `disparity` for every item"
+            f"item {items[truth.index(None)].key!r} has no true {token}: the test needs the map of every item"
         )
     common = int(np.bincount(np.ravel(truth)).argmax())
     n, random = len(truth[0]), rng.integers(codebook.n_codes, size=(len(items), len(truth[0])))
-    plan = {"true": truth, "other": [truth[k] for k in other_images(items, rng)], "random": random.tolist()}
+    others = other_images(items, rng) if others is None else others
+    plan = {"true": truth, "other": [truth[k] for k in others], "random": random.tolist()}
     return plan | {"constant": [[common] * n] * len(items), "shuffled": [rng.permutation(c).tolist() for c in truth]}
+
+# %% ../../nbs/evaluate/07_marked_points.ipynb #6e8d890e
+def replacement_plan(
+    items: list[MarkedItem],
+    codebooks: dict,  # of the dense tokens before the answer, by name
+    rng: np.random.Generator,
+) -> dict[str, list[dict]]:  # condition -> per item (n,) codes by token
+    "The codes of every dense token under the conditions that do not depend on the model."
+    others = other_images(items, rng) if len(codebooks) > 1 else None
+    plans = {name: replacement_codes(items, book, rng, name, others) for name, book in codebooks.items()}
+    together = lambda condition: zip(*(plan[condition] for plan in plans.values()))
+    return {c: [dict(zip(plans, codes)) for codes in together(c)] for c in plans["depth"]}
+
+
+def written_codes(
+    parsed,  # tokens.Parsed
+    names,  # of dense tokens
+) -> dict | None:  # (n,) codes by token; None where one has no usable span
+    "The codes that a model has written."
+    codes = {name: parsed.codes if name == "depth" else parsed.others.get(name) for name in names}
+    return None if None in codes.values() else codes
 
 # %% ../../nbs/evaluate/07_marked_points.ipynb #7b6381d0
 def paired_change(
@@ -265,12 +298,14 @@ def token_replacement_test(
     items: list[MarkedItem],  # with `disparity`
     codebook,
     rng: np.random.Generator,
-    perceive: str = "depth",
+    perceive: str = "depth",  # before the answer
+    others: dict | None = None,  # further dense tokens written before it too, with their codebooks; `items` have maps
     batch_size: int = 64,
     progress: Callable | None = None,  # called as progress(condition, done)
 ) -> dict:
-    "Accuracy of the answers when the depth tokens before them are replaced."
-    plan = replacement_codes(items, codebook, rng)
+    "Accuracy of the answers when the dense tokens before them are replaced."
+    codebooks, perceive = {"depth": codebook} | (others or {}), "+".join([perceive, *(others or {})])
+    plan = replacement_plan(items, codebooks, rng)
 
     def run(name, asked, codes=None):
         report = progress and partial(progress, name)
@@ -278,12 +313,14 @@ def token_replacement_test(
         return [output for _, output in pairs]
 
     unaided = run("own", items)
-    own, texts = [o.parsed.codes for o in unaided], {"own": [o.text for o in unaided]}
+    own, texts = [written_codes(o.parsed, codebooks) for o in unaided], {"own": [o.text for o in unaided]}
     plan = {"own": own, "again": own} | plan
     for name in CONDITIONS[1:]:
         use = [k for k, codes in enumerate(plan[name]) if codes is not None]  # a malformed span cannot be written again
-        outputs = dict(zip(use, run(name, [items[k] for k in use], [plan[name][k] for k in use])))
+        codes = [plan[name][k] if others else plan[name][k]["depth"] for k in use]
+        outputs = dict(zip(use, run(name, [items[k] for k in use], codes)))
         texts[name] = [outputs.get(k, unaided[k]).text for k in range(len(items))]
-    read = {name: read_letters(items, codebook, plan[name]) for name in CONDITIONS}
+    depth = {name: [codes and codes["depth"] for codes in plan[name]] for name in CONDITIONS}
+    read = {name: read_letters(items, codebook, depth[name]) for name in CONDITIONS}
     scores = {name: _score_letters(items, texts[name], text=texts[name], read=read[name]) for name in CONDITIONS}
     return _replacement_result(scores) | {"baselines": marker_baselines(items)}

@@ -39,7 +39,7 @@ class Predictor(Protocol):
         self,
         samples: list[Sample],  # one turn each, with an empty answer
         perceive: str,  # a key of tokens.PERCEIVE
-        codes: list[list[int]] | None = None,  # (n,) per sample, written in place of its own depth tokens
+        codes: list | None = None,  # per sample (n,) written in place of its own depth tokens, or a dict by token
     ) -> list[Output]:
         "One output per sample, in order."
         ...
@@ -62,7 +62,7 @@ def predict(
     to_sample: Callable,  # item -> Sample
     perceive: str,
     batch_size: int = 64,
-    codes: list | None = None,  # (n,) per item
+    codes: list | None = None,  # (n,) per item, or a dict by token
     progress: Callable | None = None,  # called as progress(done) after each batch
 ) -> Iterator[tuple[Any, Output]]:
     "Run a predictor batch by batch; pairs of item and output, in order."
@@ -89,12 +89,13 @@ class Scripted:
     mask: np.ndarray | None = None  # (H, W) bool; None = no [SEG]
     codes: list[int] | None = None  # (n,); None = no usable depth span
     notes: list[str] = field(default_factory=list)  # deviations from Eq. 1
+    others: dict = field(default_factory=dict)  # (n,) codes of further dense tokens, by name
     depth: None = None
 
     @property
     def parsed(self) -> Parsed:
         "As tokens.parse_output would return it."
-        return Parsed(self.mask is not None, self.codes, not self.notes, [], self.notes)
+        return Parsed(self.mask is not None, self.codes, not self.notes, [], self.notes, self.others)
 
 # %% ../../nbs/evaluate/04_masks.ipynb #bf27a19f
 class FunctionPredictor:

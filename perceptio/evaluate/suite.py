@@ -86,6 +86,8 @@ def measurements(
             plan["replacement"] = lambda: token_replacement_test(predictor, items(), codebook, np.random.default_rng(0))
     can = {"mask": use_seg, "both": use_seg and codebook is not None, "depth": codebook is not None}
     kinds = tuple(kind for kind, known in can.items() if known)
+    for token in further_tokens(settings) if codebook is not None else ():
+        kinds += (f"seg+{token.name}",) * use_seg + (token.name,)
     if kinds and not quick:
         plan["auto"] = lambda: evaluate_wordings(predictor, val, wordings(val, items(), kinds, min(scenes or 40, 40)))
     return plan

@@ -7,12 +7,14 @@ __all__ = ['write_example', 'rendered_depth', 'example_codebook', 'no_teacher', 
 
 # %% ../../nbs/testing/01_example.ipynb #24fa2dd9
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ..core.dense import dense_token
 from ..core.foreign import BadSample
 from ..core.settings import Settings
 from ..data.ade20k import aurora_entry, depth_row, write_ade20k
@@ -53,19 +55,29 @@ def rendered_depth(path: Path) -> np.ndarray:  # (H, W) float32 in [0, 1]
     return scenes[int(np.argmin(distance))].disparity
 
 # %% ../../nbs/testing/01_example.ipynb #1399bacd
-def example_codebook(steps: int = 20) -> DepthCodebook:  # frozen
+def example_codebook(
+    steps: int = 20,
+    token: str = "depth",  # name of a dense token
+) -> DepthCodebook:  # frozen
     "A codebook of the committed scenes, trained in seconds."
     settings, scenes = Settings.load("smoke", n_depth_tokens=100, codebook_steps=steps), fixture()
-    return train_codebook(np.stack([scenes[k].disparity for k in range(len(scenes))]), settings)[0]
+    spec = None if token == "depth" else dense_token(token, settings)
+    maps = [scenes[k].disparity for k in range(len(scenes))]
+    maps = maps if spec is None else [np.asarray(spec.maps.of_disparity(d), np.float32) for d in maps]
+    return train_codebook(np.stack(maps), settings, token=spec)[0]
 
 
 def no_teacher() -> None:
     "The renderer takes the place of a network."
 
 
-def example_depth(folder: str | Path) -> Depth:
-    "What the example's depth tokens are made with."
-    return Depth(folder, example_codebook, no_teacher, rendered_depth)
+def example_depth(
+    folder: str | Path,
+    dense: str = "depth",  # names of the dense tokens, depth first
+) -> Depth:
+    "What the example's depth tokens, and those of other maps, are made with."
+    others = {name: partial(example_codebook, token=name) for name in dense.split()[1:]}
+    return Depth(folder, example_codebook, no_teacher, rendered_depth, others=others)
 
 # %% ../../nbs/testing/01_example.ipynb #bfe32863
 def write_aurora(

@@ -22,7 +22,8 @@ from ..core.notebook import checkout, data_dir, find_path, home_dir
 from ..core.optional import require
 from ..core.settings import Settings
 from ..core.weights import CUT_DOWNLOAD, shard_files, tensor_shapes
-from ..data.depth_store import find_depth
+from ..data.depth_store import codebook_place, find_depth, make_codebook
+from ..data.paper_mixture import DENSE_PARTS
 from ..data.prepare import check_data, prepared_folders, read_source, rows_dir
 from perceptio.method.backbone import (
     attention_kind,
@@ -278,6 +279,9 @@ def _checkpoints(settings):
     if settings.use_depth and settings.codebook:
         hint = "a VQ-VAE file in AURORA's format with 128 codes, or a folder of DepthCodebook.save_pretrained"
         yield "depth codebook", find_path(settings.codebook), hint
+    for token in further_tokens(settings) if settings.codebook else ():
+        place = find_path(codebook_place(settings, token.name)) / "codebook.json"
+        yield f"{token.name} codebook", place, make_codebook(settings, token.name)
 
 # %% ../../nbs/train/01_dry_run.ipynb #d1d31a2f
 def _data_sets(settings):
@@ -288,8 +292,13 @@ def _data_sets(settings):
     for part in check_data(data_dir()).query("`for` != 'benchmark'").to_dict("records"):
         raw = data_dir() if part["found"] else None
         yield f"data: {part['download']}", rows_dir() if part["download"] in ready else raw, part["what to get"]
+    sources = [read_source(rows_dir() / name) for name in sorted(ready)]
+    for token in further_tokens(settings):
+        lacking = [s["part"] for s in sources if s["part"] in DENSE_PARTS and token.name not in s["dense"]]
+        hint = f"run nbs/prepare_data.ipynb with -p dense {settings.dense!r}"
+        yield f"{token.name} tokens of the prepared rows", None if lacking or not ready else rows_dir(), hint
     if settings.use_depth:
-        stores = [d for name in sorted(ready) for d in read_source(rows_dir() / name)["depth"]]
+        stores = [d for source in sources for d in source["depth"]]
         missing = [f"{what}: {get}" for what, (found, get) in find_depth(settings).items() if not found]
         hint = "; ".join(["run nbs/prepare_data.ipynb", *missing])
         yield "data: depth tokens", Path(stores[0]).parent if stores else None, hint

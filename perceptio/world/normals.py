@@ -42,7 +42,7 @@ def normals_of_disparity(
     step = 2 * np.tan(np.radians(fov / 2)) / width  # of one pixel, at depth 1
     x = (np.arange(width) + 0.5 - width / 2) * step
     y = (height / 2 - np.arange(height) - 0.5)[:, None] * step
-    down, right = np.gradient(rho, step)
+    down, right = (np.gradient(rho, step, axis=k) if rho.shape[k] > 1 else 0 * rho for k in (0, 1))
     n = np.stack([-right, down, rho - x * right + y * down])
     return (n / np.sqrt((n * n).sum(0))).astype(np.float32)
 
