@@ -1,6 +1,7 @@
 """The cache of depth tokens, killed and shared: the same bytes as one process that nothing interrupts."""
 
 import functools
+import hashlib
 import os
 import pickle
 import shutil
@@ -19,14 +20,16 @@ from conftest import ROOT, cells, source
 from PIL import Image
 
 import perceptio.data.depth_cache
+from perceptio.core.dense import dense_token
 from perceptio.core.launch import launch
 from perceptio.core.notebook import run_dir
 from perceptio.core.record import Run, read_metrics, read_result, read_run
 from perceptio.core.settings import Settings
-from perceptio.data.depth_cache import DepthTokens, write_depth_tokens
+from perceptio.data.depth_cache import DepthTokens, tokens_folder, write_depth_tokens
 from perceptio.data.depth_store import Depth, untrained, write_depth
 from perceptio.method import codebook_training
 from perceptio.method.codebook import DepthCodebook, normalize_depth
+from perceptio.world.normals import normals_of_disparity
 from perceptio.world.scenes import fixture
 
 KEYS = [f"{i:02d}.jpg" for i in range(40)]
@@ -340,6 +343,32 @@ def test_a_codebook_of_published_kind_from_kept_maps(tmp_path, monkeypatch):
     assert (run_dir(name) / "codebook" / "model.safetensors").stat().st_mtime_ns == weights
 
 
+def test_a_codebook_of_another_token_from_kept_maps(tmp_path, monkeypatch):
+    "train_codebook.ipynb at 1B with -p token normals: it learns what the token's class makes of the teacher's maps."
+    small, load, name = dict(n_depth_tokens=9, depth_size=96, code_dim=16), Settings.load, "codebook-normals-1B-9"
+    monkeypatch.setattr(Settings, "load", lambda size, **chosen: load(size, **small | chosen))
+    settings = Settings.load("1B")
+    of_normals = partial(untrained, settings, dense_token("normals", settings))
+    for book in (of_normals, partial(untrained, settings)):  # maps of depth in the same folder are not learnt from
+        made = Depth(tmp_path / "tokens", book, no_teacher, scene_depth)
+        write_depth(made, "scenes", tmp_path, [f"{k}.png" for k in range(12)], progress=False)
+    space = {}
+    for cell in (c for c in cells(ROOT / "nbs" / "train_codebook.ipynb") if c["cell_type"] == "code"):
+        exec(source(cell), space)
+        if "parameters" in cell["metadata"].get("tags", ()):
+            space |= dict(size="1B", steps=4, maps_dir=str(tmp_path / "tokens"), token="normals")
+    plt.close("all")
+    assert [space["stores"][split].shape for split in ("train", "val")] == [(11, 3, 96, 96), (1, 3, 96, 96)]
+    book = DepthCodebook.from_pretrained(run_dir(name) / "codebook")
+    assert (book.token, book.size, book.n_tokens) == ("normals", 96, 9)
+    pixels = ((np.arange(96) + 0.5) * 128 / 96).astype(int)
+    truth = (normals_of_disparity(fixture()[0].disparity) / 2 + 0.5)[:, pixels[:, None], pixels]
+    shown = book.decode(book.encode(torch.from_numpy(truth)[None]))[0].numpy()
+    cosine = ((2 * shown - 1) * (2 * truth - 1)).sum(0)
+    result = read_result(name, name)
+    assert result["metrics"]["mean_angle"] == pytest.approx(np.degrees(np.arccos(cosine.clip(-1, 1))).mean(), abs=1)
+
+
 def test_another_codebook_is_refused(base):
     other, folder = DepthCodebook(128, 16, 80, 10, "compact"), base / "one" / "maps"
     with pytest.raises(ValueError, match=r"made with codebook [0-9a-f]{12}, not [0-9a-f]{12}\. "):
@@ -355,3 +384,29 @@ def test_the_same_tokens_as_in_memory(base):
     load, names = (lambda i: store[i].disparity), [str(i) for i in range(len(store))]
     write_depth_tokens(base / "scenes", names, load, None, codebook(), shard=5, progress=False)
     assert np.array_equal(DepthTokens(base / "scenes").codes, scene_codes(store, codebook()))
+
+
+BEFORE_OTHER_TOKENS = {  # SHA-256, written by the code that knew depth alone
+    "codes.npy": "7297cee25a4877f0",
+    "keys.json": "2066893fa8c7d30a",
+    "maps-000000000.npy": "91b046982bd6c4b6",
+    "maps-000000002.npy": "6e1bfe253a813172",
+    "meta.json": "1ad9d6f037cadc0a",
+    "pictures.json": "900ce4922c5d4ce9",
+    "skipped.json": "37517e5f3dc66819",
+}
+
+
+def test_files_of_depth_are_those_of_before_other_tokens(tmp_path):
+    "Names and bytes; a codebook of zeros whose codes are 0, 1, ... leaves no number to the kernels."
+    book = DepthCodebook(8, 4, 40, 5, "compact").freeze()
+    for values in book.state_dict().values():
+        values.zero_()
+    book.codebook.copy_(torch.arange(8.0)[:, None].expand(8, 4))
+    ramps = [np.add.outer(np.arange(40), np.arange(40) * k).astype(np.float32) / (39 * (1 + k)) for k in range(3)]
+    home = tokens_folder(tmp_path, None, book)
+    assert home.name == "2b07ecafd3d22d8f"
+    common = dict(shard=2, maps=True, pictures=["x", "y", "z"], progress=False)
+    write_depth_tokens(home / "all", ["a", "b", "c"], lambda i: ramps[i], None, book, **common)
+    found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in sorted((home / "all").iterdir())}
+    assert found == BEFORE_OTHER_TOKENS
