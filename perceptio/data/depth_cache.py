@@ -379,6 +379,15 @@ class CacheLists:
     def usable(self) -> np.ndarray:  # int64 rows that have tokens, ascending
         return np.setdiff1d(np.arange(len(self)), list(self.skipped))
 
+# %% ../../nbs/data/11_depth_cache.ipynb #8ad48ee5
+def _read_maps(path, rows, token, redo):
+    "The maps of a shard, a memory map (rows, [C,] size, size) uint8."
+    levels = open_array(path, redo)
+    planes = () if token == "depth" else (dense_maps(token).channels,)
+    if levels.dtype != np.uint8 or levels.shape != (rows, *planes, *levels.shape[-1:] * 2):
+        raise ValueError(f"{path} is {levels.dtype} {levels.shape}, and no maps of these rows: {redo}")
+    return levels
+
 # %% ../../nbs/data/11_depth_cache.ipynb #64363ce6
 class DepthTokens(CacheLists):
     "A finished cache of the codes of a dense token, by row or by key."
@@ -464,9 +473,5 @@ class DepthTokens(CacheLists):
                 f"the cache {self.folder.name!r} holds {self.token} tokens only: make it again with maps=True"
             )
         i, shard = self.row(item), self.meta["shard"]
-        levels = open_array(path := _maps_file(self.folder, i // shard * shard), self.redo)
-        planes = () if self.token == "depth" else (dense_maps(self.token).channels,)
-        wanted = (min(shard, len(self) - i // shard * shard), *planes, *levels.shape[-1:] * 2)
-        if levels.dtype != np.uint8 or levels.shape != wanted:
-            raise ValueError(f"{path} is {levels.dtype} {levels.shape}, and no maps of these rows: {self.redo}")
-        return levels[i % shard].astype(np.float32) / 255
+        path, rows = _maps_file(self.folder, i // shard * shard), min(shard, len(self) - i // shard * shard)
+        return _read_maps(path, rows, self.token, self.redo)[i % shard].astype(np.float32) / 255

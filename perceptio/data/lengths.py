@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.dense import further_tokens
 from ..core.foreign import BadSample, opened_image
-from .paper_mixture import PaperMixture
+from .paper_mixture import PaperMixture, draw_dense
 from .rows import image_path, row_sample
 from ..method.backbone import tile_count
 from ..method.samples import DenseMap, encode_sample
@@ -39,7 +39,7 @@ class SampleLengths(Sequence):
         try:
             rng = self.mixture.rng(row, epoch)
             sample = row_sample(record, source.images, rng, joint=source.name == "joint", pixels=False)
-            self.mixture.draw_dense(sample, rng)
+            draw_dense(sample, settings, rng)
             sample.codes = np.zeros(settings.n_depth_tokens, int)
             sample.dense = {t.name: DenseMap(None, np.zeros(t.n_tokens, int)) for t in further_tokens(settings)}
             tiles = 0

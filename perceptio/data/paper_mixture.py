@@ -5,7 +5,7 @@ corrupt file that is counted and passed over."""
 
 # %% auto #0
 __all__ = ['MIXTURE_PARTS', 'DENSE_PARTS', 'Source', 'is_used', 'mixture_table', 'held_rows', 'perceives', 'asks_for_map',
-           'PaperMixture']
+           'check_dense', 'draw_dense', 'fill_dense', 'PaperMixture']
 
 # %% ../../nbs/data/14_paper_mixture.ipynb #1b00b3ca
 import json
@@ -97,6 +97,53 @@ def asks_for_map(turn: Turn) -> bool:
     "Whether other dense tokens would do as well as depth."
     return turn.perceive == "both" or turn.perceive == "depth" and not turn.answer
 
+# %% ../../nbs/data/14_paper_mixture.ipynb #91cb1aa8
+def check_dense(
+    sources: Sequence[Source],
+    settings: Settings,
+) -> None:
+    "Refuse rows without the codes of a dense token that the settings have."
+    asking = [source for source in sources if source.name in DENSE_PARTS]
+    for token in further_tokens(settings):
+        if lacking := [source.name for source in asking if token.name not in source.dense]:
+            raise ValueError(
+                f"the prepared rows of {', '.join(lacking)} have no {token.name} tokens, and dense = "
+                f"{settings.dense!r} asks for them: run nbs/prepare_data.ipynb with -p dense {settings.dense!r}, or "
+                "set dense = depth"
+            )
+
+# %% ../../nbs/data/14_paper_mixture.ipynb #d0edec4a
+def draw_dense(
+    sample: Sample,  # its turns are changed
+    settings: Settings,
+    rng: np.random.Generator,  # nothing is drawn with depth as the only dense token
+) -> None:
+    "Requests for depth become requests for some dense tokens."
+    further, asking = further_tokens(settings), [turn for turn in sample.turns if asks_for_map(turn)]
+    if further and asking:
+        chosen = some_dense(["depth"] * settings.use_depth + [token.name for token in further], rng)
+        for turn in asking:
+            ask_dense(turn, chosen, reword=turn.perceive == "depth")
+
+# %% ../../nbs/data/14_paper_mixture.ipynb #0f9969c2
+def fill_dense(
+    sample: Sample,  # its turns say what is perceived
+    source: Source,
+    image: str,  # its path; "" = none
+    settings: Settings,
+) -> None:
+    "Codes and maps of the dense tokens in the answers; raises BadSample."
+    given = lambda name: any(perceives(turn, name) for turn in sample.turns)
+    with_map = settings.recon_target == "map"
+    if not given("depth"):
+        sample.codes = None
+    elif settings.use_depth and source.codes is not None:
+        sample.codes = source.codes(image) if sample.codes is None else sample.codes
+        sample.disparity = source.maps(image) if with_map else None
+    for name in (token.name for token in further_tokens(settings) if given(token.name)):
+        store = source.dense[name]
+        sample.dense[name] = DenseMap(store.map(image) if with_map else None, store.codes(image))
+
 # %% ../../nbs/data/14_paper_mixture.ipynb #15b1d710
 class PaperMixture(Dataset):
     "All rows of all sources, once an epoch."
@@ -123,8 +170,7 @@ class PaperMixture(Dataset):
                 "prepare the maps, or set recon_target = codes"
             )
         self.sources, self.settings, self.epochs, self.skipped = used, settings, epochs, skipped
-        self.further = [token.name for token in further_tokens(settings)]
-        self.check_dense()
+        check_dense(used, settings)
         counts = [len(s.rows) for s in used]
         self.ends, self.held = np.cumsum(counts), held_rows(counts, held_out)
         self.kept = np.delete(np.arange(self.ends[-1], dtype=np.int32), self.held)
@@ -163,44 +209,13 @@ class PaperMixture(Dataset):
         "What a row draws in an epoch is drawn from this."
         return np.random.default_rng((self.settings.seed, epoch, row))
 
-    def check_dense(self) -> None:
-        "Refuse rows without the codes of a dense token that the settings have."
-        asking = [source for source in self.sources if source.name in DENSE_PARTS]
-        lacking = {name: [s.name for s in asking if name not in s.dense] for name in self.further}
-        if name := next((name for name, sources in lacking.items() if sources), ""):
-            raise ValueError(
-                f"the prepared rows of {', '.join(lacking[name])} have no {name} tokens, and dense = "
-                f"{self.settings.dense!r} asks for them: run nbs/prepare_data.ipynb with -p dense "
-                f"{self.settings.dense!r}, or set dense = depth"
-            )
-
     def make(self, source: Source, row: dict, rng: np.random.Generator) -> Sample:
         "Read a row; raises BadSample."
         sample = complete(row_sample(row, source.images, rng, joint=source.name == "joint"), row)
         sample.kind = source.name
-        self.draw_dense(sample, rng)
-        self.fill_dense(sample, source, row.get("image", ""))
+        draw_dense(sample, self.settings, rng)
+        fill_dense(sample, source, row.get("image", ""), self.settings)
         return sample
-
-    def draw_dense(self, sample: Sample, rng: np.random.Generator) -> None:
-        "Requests for depth become requests for some dense tokens."
-        if self.further and (asking := [turn for turn in sample.turns if asks_for_map(turn)]):
-            chosen = some_dense(["depth"] * self.settings.use_depth + self.further, rng)
-            for turn in asking:
-                ask_dense(turn, chosen, reword=turn.perceive == "depth")
-
-    def fill_dense(self, sample: Sample, source: Source, image: str) -> None:
-        "Codes and maps of the dense tokens in its answers; raises BadSample."
-        given = lambda name: any(perceives(turn, name) for turn in sample.turns)
-        with_map = self.settings.recon_target == "map"
-        if not given("depth"):
-            sample.codes = None
-        elif self.settings.use_depth and source.codes is not None:
-            sample.codes = source.codes(image) if sample.codes is None else sample.codes
-            sample.disparity = source.maps(image) if with_map else None
-        for name in filter(given, self.further):
-            store = source.dense[name]
-            sample.dense[name] = DenseMap(store.map(image) if with_map else None, store.codes(image))
 
     def skip(self, key: str, reason: str, k: int = -1) -> Sample:
         "An empty sample, and a line in the list of the skipped."
