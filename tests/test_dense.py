@@ -12,7 +12,7 @@ from conftest import ROOT, cells, source
 
 from perceptio.core.dense import DenseMaps, further_tokens
 from perceptio.core.notebook import run_dir
-from perceptio.core.record import read_result
+from perceptio.core.record import read_metrics, read_result
 from perceptio.core.settings import Settings
 from perceptio.data.paper_mixture import PaperMixture
 from perceptio.data.prepare import open_sources, prepare_sources
@@ -295,3 +295,30 @@ def test_real_rows_take_a_section_and_a_class_too(tmp_path, monkeypatch):
             assert [i - span.code_ids[0] for i in labels[at : at + span.n_tokens]] == known.codes.tolist()
     terms = model(**batch)
     assert {f"{name}_recon" for name in batch["dense"]} <= set(terms) and torch.isfinite(terms["loss"])
+
+
+def test_a_run_on_real_rows_with_normals(tmp_path, monkeypatch):
+    "train_run on prepared rows: codebooks where the settings say, the terms of normals, and their error on held-out rows."
+    from perceptio.train.run import begin_run, train_run
+
+    monkeypatch.setattr("perceptio.train.run.rows_dir", lambda: tmp_path / "rows")
+    small = dict(data="paper", n_depth_tokens=100, max_length=1024, code_corruption=0.0, mask_size=32, workers=0)
+    more = dict(mix_grounded=1.0, use_own=False, cache_sam_features=False, codebook=str(tmp_path / "codebook"))
+    steps = dict(max_steps=3, batch_size=4, held_out=2, eval_steps=0)
+    settings = Settings.load("smoke", dense="depth normals", **small | more | steps)
+    depth = example_depth(tmp_path / "depth_tokens", settings.dense)
+    depth.codebook.save_pretrained(tmp_path / "codebook")
+    depth.further["normals"].codebook.save_pretrained(tmp_path / "codebook_normals")
+    prepare_sources(write_example(tmp_path / "data"), tmp_path / "rows", depth=depth)
+    begin_run(settings, "real-normals", "example")
+    train_run(settings, "real-normals", curve_points=0)
+    log = read_metrics("real-normals")
+    trained = [row for row in log if "loss" in row]
+    assert len(trained) == 3 and any("normals_recon" in row for row in trained)
+    (measured,) = [row for row in log if "held-out loss" in row]
+    mixture = PaperMixture(open_sources(tmp_path / "rows"), settings, held_out=2)
+    held = [mixture.read(row) for row in mixture.held]
+    answered = {name for s in held for name, codes in s.known_codes().items() if codes is not None}
+    assert {name for name in ("depth", "normals") if f"held-out {name} MSE" in measured} == answered
+    saved = {p.name for p in (run_dir("real-normals") / "checkpoint").glob("codebook*")}
+    assert saved == {"codebook", "codebook_normals"}
