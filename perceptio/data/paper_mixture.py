@@ -5,7 +5,7 @@ corrupt file that is counted and passed over."""
 
 # %% auto #0
 __all__ = ['MIXTURE_PARTS', 'DENSE_PARTS', 'Source', 'is_used', 'mixture_table', 'held_rows', 'perceives', 'asks_for_map',
-           'check_dense', 'draw_dense', 'fill_dense', 'PaperMixture']
+           'check_sources', 'draw_dense', 'fill_dense', 'PaperMixture']
 
 # %% ../../nbs/data/14_paper_mixture.ipynb #1b00b3ca
 import json
@@ -98,7 +98,7 @@ def asks_for_map(turn: Turn) -> bool:
     return turn.perceive == "both" or turn.perceive == "depth" and not turn.answer
 
 # %% ../../nbs/data/14_paper_mixture.ipynb #91cb1aa8
-def check_dense(
+def check_sources(
     sources: Sequence[Source],
     settings: Settings,
 ) -> None:
@@ -170,7 +170,7 @@ class PaperMixture(Dataset):
                 "prepare the maps, or set recon_target = codes"
             )
         self.sources, self.settings, self.epochs, self.skipped = used, settings, epochs, skipped
-        check_dense(used, settings)
+        check_sources(used, settings)
         counts = [len(s.rows) for s in used]
         self.ends, self.held = np.cumsum(counts), held_rows(counts, held_out)
         self.kept = np.delete(np.arange(self.ends[-1], dtype=np.int32), self.held)
