@@ -298,7 +298,7 @@ def test_real_rows_take_a_section_and_a_class_too(tmp_path, monkeypatch):
 
 
 def test_a_run_on_real_rows_with_normals(tmp_path, monkeypatch):
-    "train_run on prepared rows: codebooks where the settings say, the terms of normals, and their error on held-out rows."
+    "Codebooks where the settings say, the terms of normals, and their error on held-out rows."
     from perceptio.train.run import begin_run, train_run
 
     monkeypatch.setattr("perceptio.train.run.rows_dir", lambda: tmp_path / "rows")
