@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEG', 'START', 'END', 'OUT_OF_PLACE', 'PERCEIVE', 'SHORT', 'perception_tokens', 'CodeIds', 'SpanVocab', 'token_ids',
-           'PerceptionVocab', 'Spans', 'find_spans', 'Parsed', 'read_span', 'parse_output', 'request_parts',
-           'request_name', 'request_suffix', 'perception_steps', 'PerceptionGrammar']
+           'further_spans', 'PerceptionVocab', 'Spans', 'find_spans', 'Parsed', 'read_span', 'parse_output',
+           'request_parts', 'request_name', 'request_suffix', 'perception_steps', 'PerceptionGrammar']
 
 # %% ../../nbs/method/01_tokens.ipynb #00c68356
 from collections.abc import Iterable, Sequence
@@ -96,6 +96,19 @@ def token_ids(
         )
     return ids
 
+# %% ../../nbs/method/01_tokens.ipynb #e2836f1d
+def further_spans(
+    ids: list[int],  # from `token_ids`
+    others: Sequence[DenseToken],
+) -> tuple[SpanVocab, ...]:
+    "The ids of each further dense token."
+    at, found = len(ids) - sum(token.n_codes + 2 for token in others), []
+    for token in others:
+        start, end, *codes = ids[at : at + token.n_codes + 2]
+        found.append(SpanVocab(token.name, start, end, tuple(codes), token.n_tokens))
+        at += token.n_codes + 2
+    return tuple(found)
+
 # %% ../../nbs/method/01_tokens.ipynb #a24b19b0
 @dataclass(frozen=True)
 class PerceptionVocab(CodeIds):
@@ -139,11 +152,10 @@ class PerceptionVocab(CodeIds):
     @classmethod
     def from_tokenizer(cls, tokenizer, n_tokens: int = 100, others: Sequence[DenseToken] = ()) -> "PerceptionVocab":
         "Read the ids from a tokenizer that has the tokens, and check that every token is read back as one id."
-        ids, further = token_ids(tokenizer, others), []
-        for token in reversed(others):
-            (start, end, *codes), ids = ids[-token.n_codes - 2 :], ids[: -token.n_codes - 2]
-            further.insert(0, SpanVocab(token.name, start, end, tuple(codes), token.n_tokens))
-        return cls(*ids[:3], code_ids=tuple(ids[3:]), n_tokens=n_tokens, others=tuple(further))
+        ids = token_ids(tokenizer, others)
+        further = further_spans(ids, others)
+        codes = ids[3 : len(ids) - sum(len(span.span_set) for span in further)]
+        return cls(*ids[:3], code_ids=tuple(codes), n_tokens=n_tokens, others=further)
 
     def depth_ids(self, codes) -> list[int]:
         "`<d_start> d_1 .. d_n <d_end>` for `codes` (n,), integers in [0, K), row-major."

@@ -122,9 +122,8 @@ class VectorQuantizer(nn.Module):
         "One step of the running means, over all processes, then revival."
         counts, sums = count_and_sum(z, ids, len(self._embedding))
         parallel = dist.is_available() and dist.is_initialized()
-        if parallel:
-            dist.all_reduce(counts)
-            dist.all_reduce(sums)
+        for part in (counts, sums) if parallel else ():
+            dist.all_reduce(part)
         size, w = running_means(self._ema_cluster_size, self._ema_w, counts, sums, self.decay, self.eps)
         self._ema_cluster_size.copy_(size)
         self._ema_w.copy_(w)
