@@ -274,7 +274,8 @@ def weighted_terms(
     "A sample's part in the measurement."
     labels, terms = batch["labels"], model(**batch)
     text = ((labels != -100) & ~model.vocab.is_perception(labels)).sum().item()
-    recon = {name: "recon" if name == "depth" else f"{name}_recon" for name in model.vocab.dense}
+    kind = "block_recon" if model.settings.code_prediction == "block" else "recon"
+    recon = {name: kind if name == "depth" else f"{name}_{kind}" for name in model.vocab.dense}
     maps = [len(label_codes(labels, model.vocab.dense[name])) if term in terms else 0 for name, term in recon.items()]
     counts = [(labels != -100).any().item(), text, len(batch.get("masks", ())), *maps]
     values = [terms["loss"], terms["text_ce"], terms.get("mask_iou", 0.0), *(terms.get(t, 0.0) for t in recon.values())]
