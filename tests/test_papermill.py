@@ -22,8 +22,8 @@ def notebook(tmp_path):
     "A notebook shaped like ours; what it found ends in result.json."
     cells = [
         new_code_cell(
-            "from perceptio.core.notebook import check_parameters, run_dir\nfrom perceptio.core.settings import "
-            "notebook_size"
+            "from perceptio.core.notebook import check_parameters, run_dir\n"
+            "from perceptio.core.parameters import notebook_size"
         ),
         new_code_cell(PARAMETERS, metadata=dict(tags=["parameters"])),
         new_code_cell("check_parameters(globals())"),
