@@ -24,7 +24,7 @@ from perceptio.method.samples import Collator, DenseMap, Sample, Turn, encode_sa
 from perceptio.method.saving import save_model
 from perceptio.method.soft_merge import depth_reconstruction_loss, soft_merge
 from perceptio.method.tokens import request_parts
-from perceptio.testing.example import example_depth, rendered_depth, write_example
+from perceptio.testing.example import example_depth, rendered_depth, write_aurora, write_example
 from perceptio.world.mixture import SceneMixture, dense_scenes, scene_codes, scene_tasks
 from perceptio.world.scenes import fixture
 
@@ -255,7 +255,8 @@ def test_real_rows_take_a_section_and_a_class_too(tmp_path, monkeypatch):
     settings_with_silhouettes(tmp_path, monkeypatch)
     names = ("depth", "normals", "silhouettes")
     depth = example_depth(tmp_path / "depth_tokens", " ".join(names))
-    prepare_sources(write_example(tmp_path / "data"), tmp_path / "rows", depth=depth)
+    write_aurora(write_example(tmp_path / "data"), depth.codebook)
+    prepare_sources(tmp_path / "data", tmp_path / "rows", depth=depth)
     books = {name: one.codebook for name, one in depth.further.items()}
     sources = open_sources(tmp_path / "rows", depth.codebook, books)
     assert all(set(s.dense) == set(names[1:]) for s in sources if s.name in ("joint", "ade20k"))
