@@ -1775,6 +1775,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'perceptio/method/decoding.py'),
                                            'perceptio.method.decoding.look_ahead': ( 'method/decoding.html#look_ahead',
                                                                                      'perceptio/method/decoding.py'),
+                                           'perceptio.method.decoding.pick': ('method/decoding.html#pick', 'perceptio/method/decoding.py'),
                                            'perceptio.method.decoding.predict_block': ( 'method/decoding.html#predict_block',
                                                                                         'perceptio/method/decoding.py'),
                                            'perceptio.method.decoding.read_completions': ( 'method/decoding.html#read_completions',
