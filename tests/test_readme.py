@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, cells, source
 from PIL import Image
+from test_notebooks import anchors as notebook_anchors
 
 from perceptio.core.notebook import run_dir
 from perceptio.report.ablation import ablation_runs, ablation_table
@@ -61,8 +62,9 @@ def folder():
 def test_the_snippet_runs_as_printed(folder):
     (code,) = python_blocks(page_block(README, "snippet"))
     assert len(printed_by(code, folder).splitlines()) >= 3
-    shown = page_block(README, "output")  # what the published weights said, or that they were not at hand
+    shown = page_block(README, "output")  # what the published weights said; nothing where they were not at hand
     assert shown == snippet_output(code) or re.fullmatch(r"```text\n(.+\n){3,}```", shown)
+    assert "at hand" not in README
 
 
 def test_the_equation_prints_what_is_shown_below_it(folder):
@@ -105,6 +107,14 @@ def test_commands_are_make_targets(page):
         assert re.search(rf"^(?:\w+ )*{target}(?: \w+)*:", makefile, re.M), target
 
 
+def test_every_equation_is_linked_and_named_as_in_the_index():
+    "The same lesson, heading and function; the words between them are shorter."
+    row = re.compile(r"^\| \[((?:Eq\. |Algorithm )\d+)\]\((?:nbs/)?([^)]*#[^)]*)\) \|.*\| `([\w.]+)` \|$", re.M)
+    index = "\n".join(source(c) for c in cells(ROOT / "nbs" / "index.ipynb"))
+    assert row.findall(README) == row.findall(index)
+    assert [name for name, _, _ in row.findall(README)] == [*(f"Eq. {k}" for k in range(1, 11)), "Algorithm 1"]
+
+
 def anchors(text):
     "The headings of a page as GitHub links to them."
     return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)}
@@ -117,5 +127,7 @@ def test_links_and_pictures_exist(page):
             name, _, anchor = link.partition("#")
             target = (page.parent / name) if name else page
             assert Path(target).exists(), link
-            assert not anchor or anchor in anchors(Path(target).read_text(encoding="utf-8")), link
+            if anchor:
+                there = notebook_anchors(target) if target.suffix == ".ipynb" else anchors(target.read_text("utf-8"))
+                assert anchor in there, link
     assert re.findall(r"!\[\]\(", TEXTS[page]) == [], "a picture without words"
