@@ -75,7 +75,7 @@ def write_stand_in(folder):
 
     from perceptio.core.settings import Settings
     from perceptio.method.backbone import build_backbone, build_tokenizer
-    from perceptio.method.model import TEST_WORDS
+    from perceptio.method.backbone_files import TEST_WORDS
     from perceptio.method.sam import build_sam, save_sam
 
     settings, tokenizer = Settings.load("smoke", seed=7), build_tokenizer(TEST_WORDS)

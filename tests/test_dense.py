@@ -1,8 +1,14 @@
 """A mask, depth and normals in one sequence: a second dense token from its section of settings.ini to a map in the
 answer."""
 
+import importlib
 import json
+import linecache
+import shutil
+import sys
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,15 +22,18 @@ from perceptio.core.record import read_metrics, read_result
 from perceptio.core.settings import Settings
 from perceptio.data.paper_mixture import PaperMixture
 from perceptio.data.prepare import open_sources, prepare_sources
+from perceptio.method.backbone import set_trainable
+from perceptio.method.backbone_files import read_tokenizer
 from perceptio.method.codebook import DenseCodebook
 from perceptio.method.generation import Perceptio
 from perceptio.method.losses import marker_loss, token_loss
-from perceptio.method.model import build_model
-from perceptio.method.samples import Collator, DenseMap, Sample, Turn, encode_sample
-from perceptio.method.saving import save_model
+from perceptio.method.model import build_language, build_model
+from perceptio.method.samples import Collator, DenseMap, Sample, Turn, encode_sample, prompt_ids
+from perceptio.method.saving import export_backbone, save_model
 from perceptio.method.soft_merge import depth_reconstruction_loss, soft_merge
-from perceptio.method.tokens import request_parts
+from perceptio.method.tokens import request_name, request_parts
 from perceptio.testing.example import example_depth, rendered_depth, write_aurora, write_example
+from perceptio.train.dry_run import check_length, meta_model
 from perceptio.world.mixture import SceneMixture, dense_scenes, scene_codes, scene_tasks
 from perceptio.world.scenes import fixture
 
@@ -72,7 +81,7 @@ def test_one_sequence(made):
     _, labels = encode_sample(samples[1], tokenizer, model.vocab, settings)
     assert names([i for i in labels if i != -100])[0] == "<n_start>" and labels.count(model.vocab.seg_id) == 0
     ids, _ = encode_sample(samples[0], tokenizer, model.vocab, settings)
-    assert " ".join(names(ids)).count("with mask and depth and <unk> .") == 1  # the smoke tokenizer lacks one word
+    assert " ".join(names(ids)).count("with mask and depth and normals .") == 1
     without = replace(settings, use_seg=False)
     _, labels = encode_sample(samples[0], tokenizer, model.vocab, without)
     assert names([i for i in labels if i != -100]) == [*spans[0], *spans[1], "left", "<|im_end|>"]
@@ -161,7 +170,10 @@ def test_a_run_with_normals():
     from perceptio.train.run import begin_run, train_run
     from perceptio.world.mixture import world, world_hash
 
-    settings = Settings.load("smoke", dense="depth normals", max_length=384, max_steps=2, n_test=1, batch_size=4)
+    settings = Settings.load("smoke", dense="depth normals", max_length=301, max_steps=2, n_test=1, batch_size=4)
+    check_length(settings)  # and 301 is the least that it allows
+    with pytest.raises(ValueError, match="set max_length = 301 or more"):
+        check_length(replace(settings, max_length=300))
     stores = world(settings, progress=False)
     begin_run(settings, "normals", world_hash(stores))
     train_run(settings, "normals", curve_points=0)
@@ -194,11 +206,38 @@ def test_the_codebook_of_a_named_token(monkeypatch):
     assert DenseCodebook.from_pretrained(run_dir(name) / "codebook").token == "normals"
 
 
+def test_a_checkpoint_brings_its_section(tmp_path, monkeypatch):
+    "It is read, and answers, where settings.ini knows nothing of its token; another token of that name is refused."
+    monkeypatch.setattr("perceptio.core.settings.BROUGHT", brought := {})
+    monkeypatch.setattr("perceptio.method.saving.BROUGHT", brought)
+    with monkeypatch.context() as here:
+        settings_with_silhouettes(tmp_path, here)
+        settings = Settings.load("smoke", dense="depth silhouettes", max_length=384)
+        (token,) = further_tokens(settings)
+        books = dict(silhouettes=drawn_codes(DenseCodebook.from_settings(settings, token), 0))
+        model, tokenizer = build_model(settings, drawn_codes(DenseCodebook.from_settings(settings), 0), books)
+        save_model(model, tokenizer, tmp_path / "checkpoint")
+        other = tmp_path / "settings.ini"
+        other.write_text(other.read_text().replace("letter = s\n", "letter = x\n"))
+        with pytest.raises(ValueError, match="trained with letter = s in .dense.silhouettes., and here it is x"):
+            Perceptio.from_pretrained(tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="no section .dense.silhouettes."):
+        Settings.load("smoke", dense="depth silhouettes")
+    out = Perceptio.from_pretrained(tmp_path / "checkpoint")(
+        fixture()[0].image, "where ?", "silhouettes", max_new_tokens=2
+    )
+    assert out.dense["silhouettes"].shape == (1, 128, 128)
+    path = tmp_path / "checkpoint" / "dense.json"
+    path.write_text(path.read_text().replace(__name__, "nowhere.at_all"))
+    brought.clear()
+    with pytest.raises(ValueError, match="in a module that Python finds"):
+        Perceptio.from_pretrained(tmp_path / "checkpoint")
+
+
 class Silhouettes(DenseMaps):
     "1 where an object stands: a third token, of no use but to be added."
 
     title, meaning = "silhouettes", dict(quantity="1 where an object stands, 0 elsewhere")
-    normalise = lambda self, raw: raw * 1.0  # noqa: E731
     valid = lambda self, decoded: decoded.clamp(0, 1)  # noqa: E731
     of_scene = lambda self, scene: (scene.ids > 0)[None].astype(np.float32)  # noqa: E731
     of_disparity = lambda self, disparity: (disparity > 0.5)[None] * 1.0  # noqa: E731
@@ -212,6 +251,51 @@ def settings_with_silhouettes(tmp_path, monkeypatch):
     mine = tmp_path / "settings.ini"
     mine.write_text((ROOT / "settings.ini").read_text() + section)
     monkeypatch.setattr("perceptio.core.settings.settings_file", lambda: mine)
+
+
+def requests(settings, tokenizer, names):
+    "The ids of one question with every set of parts."
+    sets = [[n for k, n in enumerate(names) if chosen >> k & 1] for chosen in range(2 ** len(names))]
+    return [
+        tuple(prompt_ids("which point is closest ?", request_name(parts), 0, tokenizer, settings)) for parts in sets
+    ]
+
+
+@pytest.mark.parametrize("size", ["smoke", "tiny"])
+@pytest.mark.parametrize("dense", ["depth", "depth normals", "depth normals silhouettes"])
+def test_every_request_is_a_prompt_of_its_own(size, dense, tmp_path, monkeypatch):
+    "No two sets of parts are the same ids, and none has an unknown word; the added words' rows are new and trained."
+    settings_with_silhouettes(tmp_path, monkeypatch)
+    settings = Settings.load(size, dense=dense, max_length=384)
+    backbone, tokenizer, vocab = build_language(settings)
+    prompts = requests(settings, tokenizer, names := ["seg", *dense.split()])
+    assert len(set(prompts)) == 2 ** len(names)
+    assert not {tokenizer.unk_token_id} & {i for prompt in prompts for i in prompt}
+    added = dense.split()[1:]
+    assert tokenizer.convert_ids_to_tokens(list(vocab.word_ids)) == added
+    assert len(backbone.get_input_embeddings().weight) == max(vocab.ids) + 1 + len(added) == len(tokenizer)
+    assert meta_model(settings).inner.lm_head.weight.shape == backbone.lm_head.weight.shape
+    for ways in ("full", "new_rows"):
+        trained = set_trainable(deepcopy(backbone), replace(settings, new_embeddings=ways), vocab)
+        embedding = trained.get_input_embeddings()
+        embedding(torch.tensor(vocab.word_ids or vocab.ids)).sum().backward()
+        (rows,) = [p.grad for p in embedding.parameters() if p.grad is not None]
+        assert rows[-max(1, len(added)) :].abs().min() > 0
+
+
+def test_added_words_are_saved(made, tmp_path):
+    "A checkpoint, and its language model exported for other programs, read the same prompts and the same rows."
+    settings, model, tokenizer, _ = made
+    save_model(model, tokenizer, tmp_path / "checkpoint")
+    loaded = Perceptio.from_pretrained(tmp_path / "checkpoint")
+    export_backbone(tmp_path / "checkpoint", tmp_path / "plain")
+    prompts = requests(settings, tokenizer, ["seg", "depth", "normals"])
+    assert loaded.vocab.word_ids == model.vocab.word_ids and len(model.vocab.word_ids) == 1
+    for other in (loaded.tokenizer, read_tokenizer(tmp_path / "plain")):
+        assert requests(settings, other, ["seg", "depth", "normals"]) == prompts
+    row = model.vocab.word_ids[0]
+    assert torch.equal(loaded.model.inner.lm_head.weight[row], model.inner.lm_head.weight[row])
+    assert tokenizer.decode(tokenizer("the normals left").input_ids) == "the normals left"
 
 
 def test_a_third_takes_a_section_and_a_class(tmp_path, monkeypatch):
@@ -323,3 +407,56 @@ def test_a_run_on_real_rows_with_normals(tmp_path, monkeypatch):
     assert {name for name in ("depth", "normals") if f"held-out {name} MSE" in measured} == answered
     saved = {p.name for p in (run_dir("real-normals") / "checkpoint").glob("codebook*")}
     assert saved == {"codebook", "codebook_normals"}
+
+
+EDGES = """import numpy as np
+
+from perceptio.core.dense import DenseMaps
+
+
+class Edges(DenseMaps):
+    title, meaning = "edges", dict(quantity="edges")
+    channels = 1
+
+    def of_scene(self, scene):
+        return (np.abs(np.gradient(scene.disparity, axis=0)) > LIMIT)[None].astype(np.float32)
+
+    valid = lambda self, decoded: decoded.clamp(0, 1)
+    of_disparity = show = lambda self, x: x
+    compare = lambda self, maps, truth: dict(share_wrong=abs(maps - truth).mean((1, 2, 3)))
+"""
+
+
+def test_an_edited_class_gets_no_stale_maps(tmp_path, monkeypatch):
+    "Kept maps and kept codebooks belong to the text of the class; the same text finds them again."
+    from perceptio.core.dense import maps_hash
+    from perceptio.method.codebook_training import ensure_codebook
+    from perceptio.world.mixture import SceneMaps, world
+
+    section = "\n[dense.edges]\nletter = e\nmaps = my_edges.Edges\n"
+    (tmp_path / "settings.ini").write_text((ROOT / "settings.ini").read_text() + section)
+    monkeypatch.setattr("perceptio.core.settings.settings_file", lambda: tmp_path / "settings.ini")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = Settings.load("smoke", dense="depth edges", n_train=8, n_val=8)
+    store, found = world(settings, progress=False)["val"], []
+    for limit in ("0.01", "0.01", "0.1"):
+        monkeypatch.delitem(sys.modules, "my_edges", raising=False)
+        (tmp_path / "my_edges.py").write_text(EDGES.replace("LIMIT", limit))
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        (token,) = further_tokens(settings)
+        maps_hash.cache_clear()
+        found.append(SceneMaps(store, token, settings))
+    assert np.array_equal(found[0][:], found[1][:]) and not np.array_equal(found[1][:], found[2][:])
+    exact = torch.from_numpy(found[2].token.maps.of_scene(store[0]))[None]
+    wanted = torch.nn.functional.interpolate(exact, (40, 40), mode="bilinear", antialias=True)
+    assert np.abs(found[2][:1].numpy() - wanted.numpy()).max() < 1e-3
+    assert len(list(Path(store.path).glob("edges-40-compact-*.npy"))) == 2
+    ensure_codebook(settings, found[2], tmp_path / "book", token=found[2].token)
+    ensure_codebook(settings, found[2], tmp_path / "book", token=found[2].token)
+    maps_hash.cache_clear()
+    (tmp_path / "my_edges.py").write_text(EDGES.replace("LIMIT", "0.2"))
+    linecache.clearcache()
+    with pytest.raises(ValueError, match="holds another codebook"):
+        ensure_codebook(settings, found[2], tmp_path / "book", token=found[2].token)

@@ -254,7 +254,7 @@ def lock(
             ) from None
     try:
         if who := lock_holder(path):
-            log.warning("%s was left by %s, which did not come to its end: going on from there", what, _describe(who))
+            log.warning("%s was left by %s, which did not come to its end: taken over", what, _describe(who))
         write_json(
             _holder_file(path),
             dict(host=platform.node(), pid=os.getpid(), since=datetime.now(UTC).isoformat(timespec="seconds")),

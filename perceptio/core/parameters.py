@@ -9,8 +9,8 @@ __all__ = ['parse_overrides', 'notebook_size']
 import shlex
 from dataclasses import fields
 
-from .notebook import did_you_mean, in_test, say_once
-from .settings import Settings, check_size, parse_setting
+from .notebook import did_you_mean, in_test, parse_setting, say_once
+from .settings import Settings, check_size
 
 # %% ../../nbs/core/13_parameters.ipynb #5f0e9b1c
 def parse_overrides(

@@ -48,6 +48,7 @@ from .masks import evaluate_res, res_queries
 from .text import evaluate_sentences, evaluate_vqa, vqa_queries
 from .wording import evaluate_wordings, wordings
 from ..method.samples import Sample, Turn
+from ..method.tokens import request_name
 from ..world.mixture import ASK
 
 # %% ../../nbs/evaluate/11_suite.ipynb #88a6989c
@@ -348,7 +349,7 @@ def markdown(
     return "\n".join(lines)
 
 # %% ../../nbs/evaluate/11_suite.ipynb #d1911e60
-CASE = "image", "true_mask", "mask", "true_depth", "depth", "question", "answer", "truth", "right"
+CASE = "image", "true_mask", "mask", "true_depth", "depth", "dense", "question", "answer", "truth", "right"
 
 
 def joint_cases(
@@ -356,15 +357,18 @@ def joint_cases(
     store,  # SceneStore
     scenes: int,  # how many scenes are asked about
 ) -> list[dict]:  # with the keys of CASE
-    "Mask, depth map and sentence for one expression of each scene."
+    "Mask, maps and sentence for one expression of each scene."
     queries, rows = _one_a_scene(store, min(scenes, len(store))), []
     turn = lambda q: Turn(ASK["joint"].format(q.about.text), "")
     samples = [Sample(q.key, "case", store[q.scene].image, [turn(q)], scene=q.scene) for q in queries]
-    for q, out in zip(queries, predictor.generate(samples, "both")):
+    others = {span.name: predictor.others[span.name].maps for span in predictor.vocab.others}
+    for q, out in zip(queries, predictor.generate(samples, request_name(("seg", "depth", *others)))):
         scene = store[q.scene]
+        shown = lambda maps, m: None if m is None else maps.show(m)
+        dense = {name: (shown(m, m.of_scene(scene)), shown(m, out.dense.get(name))) for name, m in others.items()}
         true = scene.mask(q.about.object_id)
         iou = 0.0 if out.mask is None else (out.mask & true).sum() / (out.mask | true).sum()
-        seen = (out.image, true, out.mask, scene.disparity, out.depth)
+        seen = (out.image, true, out.mask, scene.disparity, out.depth, dense)
         rows.append(dict(zip(CASE, (*seen, out.question, out.text, f"IoU {iou:.2f}", bool(iou >= 0.5)), strict=True)))
     return rows
 
@@ -378,7 +382,7 @@ def marked_point_cases(
     samples, rows = [Sample(i.key, "case", i.image, [Turn(i.text, "")], scene=i.scene) for i in marked], []
     for item, out in zip(marked, predictor.generate(samples, "depth")):
         truth = f"({item.question.answer})"
-        seen = (item.image, None, None, item.disparity, out.depth)
+        seen = (item.image, None, None, item.disparity, out.depth, {})
         texts = (out.question, out.text, f"true answer {truth}", out.text == truth)
         rows.append(dict(zip(CASE, (*seen, *texts), strict=True)))
     return rows
@@ -400,28 +404,31 @@ def cases(
 def panel(
     rows: list[dict],  # from cases
 ) -> Figure:
-    "image | true mask | predicted mask | true depth | predicted depth | question and answer."
-    titles = ("image", "true mask", "predicted mask", "true depth", "predicted depth", "")
+    "image | true and predicted mask | true and predicted map of every dense token | question and answer."
+    names = list(dict.fromkeys(name for row in rows for name in row["dense"] or ()))
+    titles = ["image", *(f"{kind} {what}" for what in ("mask", "depth", *names) for kind in ("true", "predicted")), ""]
     words = [[*wrap(row["question"], 2.3), "", *wrap(row["answer"] or "(no text)", 2.3)] for row in rows]
     heights = [max(1.75, 0.8 + 0.19 * len(lines)) for lines in words]
-    fig = Figure(figsize=(11, sum(heights) + 0.3), layout="constrained")
-    axes = fig.subplots(len(rows), 6, squeeze=False, width_ratios=[1, 1, 1, 1, 1, 1.5], height_ratios=heights)
+    fig = Figure(figsize=(11 + 3.4 * len(names), sum(heights) + 0.3), layout="constrained")
+    widths = [1.0] * (len(titles) - 1) + [1.5]
+    axes = fig.subplots(len(rows), len(titles), squeeze=False, width_ratios=widths, height_ratios=heights)
     for ax, title in zip(axes[0], titles):
         ax.set_title(title, fontsize=10)
     for line, row, lines in zip(axes, rows, words):
-        _draw_case(line, row, "\n".join(lines))
+        _draw_case(line, row, "\n".join(lines), names)
     return fig
 
 
-def _draw_case(axes, row, words):
-    "One row of the panel: five pictures, then the words and the verdict."
+def _draw_case(axes, row, words, names):
+    "One row of the panel: its pictures, then the words and the verdict."
     masks, blank = [overlay(row["image"], row[k]) for k in ("true_mask", "mask")], np.full_like(row["image"], 245)
-    for ax, picture in zip(axes, [row["image"], *masks, row["true_depth"], row["depth"]]):
+    others = [picture for name in names for picture in (row["dense"] or {}).get(name, (None, None))]
+    for ax, picture in zip(axes, [row["image"], *masks, row["true_depth"], row["depth"], *others]):
         draw_image(ax, blank if picture is None else picture)
         ax.set_anchor("N")
         if picture is None:
             ax.text(0.5, 0.5, "none", ha="center", va="center", color=FAINT, transform=ax.transAxes)
-    page, verdict = axes[5], ("right, " if row["right"] else "wrong, ") + row["truth"]
+    page, verdict = axes[-1], ("right, " if row["right"] else "wrong, ") + row["truth"]
     page.axis("off")
     put_text(partial(page.text, 0, 0.97), words, va="top", transform=page.transAxes)
     color = GREEN if row["right"] else RED

@@ -339,10 +339,11 @@ def add_tokens(
     generator = torch.Generator().manual_seed(settings.seed)
     spans = [(vocab.ids[: vocab.n_codes + 3], codes)]
     spans += [(other.span_set, (other_codes or {}).get(other.name)) for other in vocab.others]
+    spans += [(vocab.word_ids, None)] if vocab.word_ids else []
     for ids, vectors in spans:
         vectors = vectors if settings.new_row_init == "codebook" else None
         for layer, spread in ((model.get_input_embeddings(), 0.5), (model.get_output_embeddings(), 0.05)):
-            init_new_rows(layer.weight.data, ids, generator, spread, vectors, vocab.ids)
+            init_new_rows(layer.weight.data, ids, generator, spread, vectors, vocab.new_ids)
     return vocab
 
 # %% ../../nbs/method/11_backbone.ipynb #606591bc
@@ -360,7 +361,7 @@ def set_trainable(
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)
     if settings.new_embeddings == "new_rows":
-        split_rows(model, vocab.ids)
+        split_rows(model, vocab.new_ids)
     else:
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             layer.weight.requires_grad_(True)

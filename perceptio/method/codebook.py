@@ -53,10 +53,6 @@ class DepthMaps(DenseMaps):
 
     channels, title, meaning = 1, "depth (brighter = nearer)", NORMALIZATION
 
-    def normalise(self, raw):
-        "Of inverse depth at any scale and shift."
-        return normalize_depth(raw)
-
     def valid(self, decoded):
         "Cut to the range."
         return decoded.clamp(0, 1)

@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ..core.dense import DenseToken
+from ..core.dense import DenseToken, maps_hash
 from ..core.display import charts, draw_heatmap, themed
 from ..core.files import lock, make_once, read_json, remove_parts
 from ..core.foreign import check_keys
@@ -276,8 +276,11 @@ def kept_history(
 def codebook_spec(settings, store, token: DenseToken | None = None) -> dict:
     "What decides which codebook one gets: these settings and these maps."
     keys = "codebook_preset n_codes code_dim depth_size n_depth_tokens codebook_steps seed".split()
-    own = {} if token is None else dict(token=token.name, n_codes=token.n_codes, n_depth_tokens=token.n_tokens)
-    return {key: getattr(settings, key) for key in keys} | dict(data=store.meta["sha256"]["depth.npy"]) | own
+    spec = {key: getattr(settings, key) for key in keys} | dict(data=store.meta["sha256"]["depth.npy"])
+    if token is None:
+        return spec
+    own = dict(token=token.name, n_codes=token.n_codes, n_depth_tokens=token.n_tokens)
+    return spec | own | dict(maps=maps_hash(type(token.maps)))
 
 # %% ../../nbs/method/04_codebook_training.ipynb #d43a1f4e
 def ensure_codebook(

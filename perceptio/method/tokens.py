@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEG', 'START', 'END', 'OUT_OF_PLACE', 'PERCEIVE', 'SHORT', 'perception_tokens', 'CodeIds', 'SpanVocab', 'token_ids',
-           'further_spans', 'PerceptionVocab', 'Spans', 'find_spans', 'Parsed', 'read_span', 'parse_output',
-           'request_parts', 'request_name', 'request_suffix', 'perception_steps', 'PerceptionGrammar']
+           'further_spans', 'unknown_names', 'PerceptionVocab', 'Spans', 'find_spans', 'Parsed', 'read_span',
+           'parse_output', 'request_parts', 'request_name', 'request_suffix', 'perception_steps', 'PerceptionGrammar']
 
 # %% ../../nbs/method/01_tokens.ipynb #00c68356
 from collections.abc import Iterable, Sequence
@@ -109,6 +109,15 @@ def further_spans(
         at += token.n_codes + 2
     return tuple(found)
 
+# %% ../../nbs/method/01_tokens.ipynb #09f35ca8
+def unknown_names(
+    tokenizer,
+    others: Sequence[DenseToken],  # further dense tokens
+) -> list[str]:
+    "Names of dense tokens that a tokenizer cannot write."
+    ids = lambda name: tokenizer(name, add_special_tokens=False).input_ids  # noqa: E731
+    return [token.name for token in others if tokenizer.unk_token_id in ids(token.name)]
+
 # %% ../../nbs/method/01_tokens.ipynb #a24b19b0
 @dataclass(frozen=True)
 class PerceptionVocab(CodeIds):
@@ -120,6 +129,7 @@ class PerceptionVocab(CodeIds):
     code_ids: tuple = field(repr=False)  # K consecutive ids; code k has id code_ids[k]
     n_tokens: int = 100  # n, codes per depth map, a square number
     others: tuple[SpanVocab, ...] = field(default=(), repr=False)
+    word_ids: tuple[int, ...] = field(default=(), repr=False)  # ordinary words added with them, from `unknown_names`
 
     def __post_init__(self):
         self.check()
@@ -135,6 +145,7 @@ class PerceptionVocab(CodeIds):
         lambda self: (self.seg_id, *self.span_set, *(i for o in self.others for i in o.span_set)),
         doc="all perception ids",
     )
+    new_ids = property(lambda self: (*self.ids, *self.word_ids), doc="all ids that are added to a base")
 
     @property
     def dense(self) -> dict[str, CodeIds]:
@@ -146,7 +157,10 @@ class PerceptionVocab(CodeIds):
         cls, tokenizer, n_codes: int = 128, n_tokens: int = 100, others: Sequence[DenseToken] = ()
     ) -> "PerceptionVocab":
         "Add the perception tokens to `tokenizer` (those already there stay) and return their ids."
+        from tokenizers import AddedToken
+
         tokenizer.add_tokens(perception_tokens(n_codes, others), special_tokens=True)
+        tokenizer.add_tokens([AddedToken(name, single_word=True) for name in unknown_names(tokenizer, others)])
         return cls.from_tokenizer(tokenizer, n_tokens, others)
 
     @classmethod
@@ -155,7 +169,9 @@ class PerceptionVocab(CodeIds):
         ids = token_ids(tokenizer, others)
         further = further_spans(ids, others)
         codes = ids[3 : len(ids) - sum(len(span.span_set) for span in further)]
-        return cls(*ids[:3], code_ids=tuple(codes), n_tokens=n_tokens, others=further)
+        added = tokenizer.get_added_vocab()
+        words = sorted(added[other.name] for other in others if added.get(other.name, -1) > ids[0])
+        return cls(*ids[:3], tuple(codes), n_tokens, further, tuple(words))
 
     def depth_ids(self, codes) -> list[int]:
         "`<d_start> d_1 .. d_n <d_end>` for `codes` (n,), integers in [0, K), row-major."

@@ -52,17 +52,16 @@ def without_perception(
     predictor: Perceptio,
 ) -> Perceptio:
     "The same model whose embedding and head have lost the rows of the perception tokens."
-    inner, kept = predictor.model.inner, min(predictor.vocab.ids)
+    inner, kept = predictor.model.inner, min(predictor.vocab.new_ids)
     rows, head = inner.get_input_embeddings(), inner.get_output_embeddings()
     if type(rows) is not nn.Embedding or type(head) is not nn.Linear:
         raise ValueError(
             f"embedding and head are {type(rows).__name__} and {type(head).__name__}: only whole matrices can be cut; "
             "merge the new rows first"
         )
-    if len(rows.weight) != kept + len(predictor.vocab.ids):
+    if len(rows.weight) != kept + len(new := predictor.vocab.new_ids):
         raise ValueError(
-            f"{len(rows.weight)} rows, perception tokens are {kept}..{max(predictor.vocab.ids)}: they are not the last "
-            "ones"
+            f"{len(rows.weight)} rows, perception tokens are {kept}..{max(new)}: they are not the last ones"
         )
     memo = {id(p): p for p in predictor.model.parameters()} | {id(p): p for p in predictor.model.buffers()}
     model = copy.deepcopy(predictor.model, memo)  # modules are new, weights are shared

@@ -23,9 +23,10 @@ from perceptio.method.backbone import (
     build_tokenizer,
     set_trainable,
 )
+from ..method.backbone_files import TEST_WORDS
 from ..method.codebook import DepthCodebook, further_codebooks
 from ..method.mask_head import build_mask_head
-from ..method.model import TEST_WORDS, PerceptioModel, checkpoint_blocks
+from ..method.model import PerceptioModel, checkpoint_blocks
 from ..method.samples import Collator, DenseMap, Sample, Turn
 from ..method.tokens import request_name
 from ..train.dry_run import parameter_table

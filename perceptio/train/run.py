@@ -15,7 +15,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..core.dense import further_tokens
-from ..core.notebook import find_path, in_test, run_dir
+from ..core.notebook import find_path, in_test, run_dir, say_once
 from ..core.record import Run, read_run, run_folder
 from ..core.settings import Settings
 from ..core.weights import check_state
@@ -74,7 +74,13 @@ def begin_run(
     **facts,  # JSON-ready, recorded; a resumed run must have the same
 ) -> Run:
     "Open a training, new or at its last checkpoint."
-    return Run(name, settings, dir, data_hash, may_begin(dir or name, resume), **facts)
+    folder, step = run_folder(dir or name), may_begin(dir or name, resume)
+    if step is None and (folder / "run.json").is_file():
+        now, before = settings.as_dict(), read_run(folder)["settings"]
+        changed = [f"{k} {before.get(k)!r} is now {v!r}" for k, v in now.items() if before.get(k) != v]
+        what = ", ".join(changed) or "its settings are the same"
+        say_once(f"run {name!r} was stopped before its first checkpoint, and begins anew; {what}")
+    return Run(name, settings, dir, data_hash, step, **facts)
 
 # %% ../../nbs/train/03_run.ipynb #7e940213
 class OwnSchedule(TrainerCallback):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..core.dense import DenseToken, further_tokens
+from ..core.dense import DenseToken, further_tokens, maps_hash
 from ..core.display import progress_bar
 from ..core.files import end_with_parent, hash_files, make_once, read_json_lines, write_atomically
 from ..core.notebook import data_dir
@@ -236,7 +236,10 @@ class SceneMaps:
         if store.meta.get("packed"):
             self.maps = self.computed(progress)
         else:
-            file = Path(store.path) / f"{token.name}-{token.size}-{settings.codebook_preset}.npy"
+            file = (
+                Path(store.path)
+                / f"{token.name}-{token.size}-{settings.codebook_preset}-{maps_hash(type(token.maps))}.npy"
+            )
             make_once(
                 file, lambda: write_array(file, self.computed(progress)), f"{file.name} of split {file.parent.name!r}"
             )

@@ -59,10 +59,6 @@ class NormalMaps(DenseMaps):
         token_order="row-major",
     )
 
-    def normalise(self, raw):
-        "Of vectors of any length but 0."
-        return raw / (raw * raw).sum(-3, keepdims=True) ** 0.5 / 2 + 0.5
-
     def valid(self, decoded):
         "Unit vectors; one without a direction faces the camera."
         n = to_unit(decoded)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GENERATOR_VERSION', 'SPLITS', 'ARRAYS', 'SCENES_CHUNK', 'FIXTURE', 'disparity', 'Scene', 'visible_objects',
-           'make_scene', 'scene_normals', 'write_split', 'SplitArrays', 'SceneStore', 'pack', 'write_fixture',
-           'fixture']
+           'make_scene', 'scene_again', 'scene_normals', 'write_split', 'SplitArrays', 'SceneStore', 'pack',
+           'write_fixture', 'fixture']
 
 # %% ../../nbs/world/04_scenes.ipynb #f75f0b01
 import json
@@ -111,10 +111,10 @@ def make_scene(
     return Scene(index, split, image, depth, ids, visible_objects(world.bodies, depth, ids), seed)
 
 # %% ../../nbs/world/04_scenes.ipynb #31514a8c
-def scene_normals(
+def scene_again(
     scene: Scene,  # of make_scene or of a store
-) -> np.ndarray:  # (3, H, W) float32 unit vectors: right, up, towards the camera
-    "Exact surface normals of a scene, from the world that it was rendered from."
+):  # -> (its world, rays, depth and ids as `raycast.trace` returns them)
+    "What was traced for a scene, from the world that it was rendered from."
     if scene.seed < 0:
         raise ValueError(
             f"scene {scene.index} has no seed: its world cannot be drawn again; take it from make_scene or SceneStore"
@@ -127,7 +127,15 @@ def scene_normals(
             f"scene {scene.index} of {scene.split!r} is not the one that seed {scene.seed} gives:"
             " it was changed, or made by another generator"
         )
-    return seen_normals(world.camera, world.bodies, rays, depth, ids).reshape(3, px, px)
+    return world, rays, depth, ids
+
+
+def scene_normals(
+    scene: Scene,  # see `scene_again`
+) -> np.ndarray:  # (3, H, W) float32 unit vectors: right, up, towards the camera
+    "Exact surface normals of a scene."
+    world, rays, depth, ids = scene_again(scene)
+    return seen_normals(world.camera, world.bodies, rays, depth, ids).reshape(3, *scene.ids.shape)
 
 # %% ../../nbs/world/04_scenes.ipynb #c609f089
 ARRAYS = {"images": ("uint8", (3,)), "depth": ("float16", ()), "ids": ("uint8", ())}
