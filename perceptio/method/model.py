@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COUNTED', 'supervised_costs', 'step_counts', 'step_shares', 'group_mean', 'language_loss', 'code_logits',
-           'reconstruction_loss', 'length_from_hidden', 'seg_states', 'block_loss', 'further_loss', 'total_loss',
-           'PerceptioParts', 'zero_gradients', 'PerceptioModel', 'build_language', 'checkpoint_blocks',
-           'check_codebook', 'check_others', 'build_model']
+           'reconstruction_loss', 'seg_states', 'block_loss', 'further_loss', 'total_loss', 'PerceptioParts',
+           'zero_gradients', 'PerceptioModel', 'build_language', 'checkpoint_blocks', 'check_codebook', 'check_others',
+           'build_model']
 
 # %% ../../nbs/method/15_model.ipynb #7b6a690f
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..core.dense import further_tokens
 from ..core.settings import Settings
@@ -41,7 +40,6 @@ from perceptio.method.block import (
 )
 from .codebook import DepthCodebook
 from perceptio.method.losses import (
-    any_code_probability,
     count_term,
     depth_sum,
     depth_weights,
@@ -50,7 +48,7 @@ from perceptio.method.losses import (
     token_term,
 )
 from .mask_head import MaskHead, build_mask_head, mean_iou, point_loss, upsample
-from .new_rows import LOGITS_CHUNK, chunked_costs, head_rows, linear_costs
+from .new_rows import chunked_costs, head_rows, length_from_hidden, linear_costs, mean_length
 from .soft_merge import code_positions, label_codes, reconstruction_term, soft_tokens
 from .tokens import PerceptionVocab, find_spans
 
@@ -69,26 +67,26 @@ def supervised_costs(
     return costs
 
 # %% ../../nbs/method/15_model.ipynb #5bbd74cf
-COUNTED = ("token", "text_ce", "perception_ce", "sample", "mask")  # what the terms are means over
+COUNTED = ("token", "text_ce", "perception_ce", "sample", "mask", "span")  # what the terms are means over
 
 
 def step_counts(
     batch: dict,  # from the Collator
     vocab: PerceptionVocab,
     prediction: str = "sequential",  # code_prediction
-) -> Tensor:  # (5,) float32: supervised tokens, samples with text, samples with perception tokens, samples, masks
-    "What the losses average over, in one batch."
+) -> Tensor:  # (6,) float32: supervised tokens, samples with text, with perception tokens, samples, masks, depth spans
+    "What the terms average over, in one batch."
     labels, masks = causal_labels(batch["labels"], vocab, prediction), batch.get("masks")
     supervised, perception = labels != -100, vocab.is_perception(labels)
     text = supervised & ~perception
-    n_masks = 0 if masks is None else len(masks)
-    counts = [supervised.sum(), text.any(1).sum(), perception.any(1).sum(), len(labels), n_masks]
+    n_masks, n_spans = 0 if masks is None else len(masks), find_spans(labels, vocab).valid.sum()
+    counts = [supervised.sum(), text.any(1).sum(), perception.any(1).sum(), len(labels), n_masks, n_spans]
     return torch.stack([torch.as_tensor(c, device=labels.device).float() for c in counts])
 
 # %% ../../nbs/method/15_model.ipynb #03bf6b84
 def step_shares(
-    counts: Tensor,  # (5,) of this batch
-    whole: Tensor | None,  # (5,) of the step, divided by the number of devices; None = the batch is the step
+    counts: Tensor,  # (6,) of this batch
+    whole: Tensor | None,  # (6,) of the step, divided by the number of devices; None = the batch is the step
 ) -> dict[str, Tensor | float]:  # by the names of COUNTED
     "By what a batch's means are scaled."
     if whole is None:
@@ -153,24 +151,6 @@ def reconstruction_loss(
     maps = codebook.decode_latents(soft_tokens(logits, codebook.codebook))
     target = codebook.decode(label_codes(labels, vocab)) if depth is None else codebook.resize(depth[rows])
     return reconstruction_term(maps, target, len(labels))
-
-# %% ../../nbs/method/15_model.ipynb #00e1da74
-def _code_probability(hidden, head, vocab):
-    return any_code_probability(head(hidden), vocab)
-
-
-def length_from_hidden(
-    hidden: Tensor,  # (B, T, H)
-    labels: Tensor,  # (B, T)
-    head: nn.Module,
-    vocab: PerceptionVocab,
-) -> Tensor:  # (B,) float32
-    "Expected number of depth codes among the supervised tokens: `losses.expected_length` without full logits."
-    here = labels[:, 1:] != -100
-    parts = hidden[:, :-1][here].split(max(1, LOGITS_CHUNK // head.out_features))
-    probabilities = [checkpoint(_code_probability, part, head, vocab, use_reentrant=False) for part in parts]
-    sample = here.nonzero()[:, 0]
-    return torch.zeros(len(labels), device=hidden.device).index_add(0, sample, torch.cat(probabilities))
 
 # %% ../../nbs/method/15_model.ipynb #c0bf0a95
 def seg_states(
@@ -333,7 +313,7 @@ class PerceptioModel(PerceptioParts):
         owner: Tensor | None = None,  # (N,) row of the image features
         features: dict | None = None,  # SAM2 features, computed before
         sam_pixels: Tensor | None = None,  # (M, 3, S, S) otherwise
-        whole: Tensor | None = None,  # (5,) counts of the step for `step_shares`
+        whole: Tensor | None = None,  # (6,) counts of the step for `step_shares`
         dense: dict[str, Tensor] | None = None,  # (B, C, H, W) true maps of further dense tokens, by name
     ) -> dict[str, Tensor]:  # "loss" and its raw terms
         "Eq. 2."
@@ -349,6 +329,10 @@ class PerceptioModel(PerceptioParts):
             own |= of_blocks.get(name, {})
             prefix = "" if name == "depth" else f"{name}_"
             terms |= {prefix + term: value * shares["sample"] for term, value in own.items()}
+        if "marker" in terms and prediction != "block":
+            with self.arithmetic():
+                length = mean_length(hidden, labels, self.inner.lm_head, self.vocab)
+            terms["length"] = length * shares["span"]
         if self.settings.use_seg:
             states = seg_states(hidden, input_ids, self.vocab, self.settings.seg_state)
             mask_terms = self.mask_terms(states, owner, masks, features, sam_pixels)

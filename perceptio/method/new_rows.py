@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOGITS_CHUNK', 'SplitEmbedding', 'SplitHead', 'head_rows', 'block_of', 'split_rows', 'merge_rows', 'chunked_costs',
-           'check_linear', 'fused_costs', 'linear_costs']
+           'check_linear', 'fused_costs', 'linear_costs', 'length_from_hidden', 'mean_length']
 
 # %% ../../nbs/method/09_new_rows.ipynb #22ec34c0
 from collections.abc import Sequence
@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from .losses import any_code_probability
+from .tokens import PerceptionVocab, find_spans
 
 # %% ../../nbs/method/09_new_rows.ipynb #637c2646
 class SplitEmbedding(nn.Module):
@@ -176,3 +179,33 @@ def linear_costs(
     new_logits = F.linear(hidden, head.new.to(kind)).float()
     new_logit = new_logits.gather(1, slot.clamp(0, len(head.new) - 1)[:, None])[:, 0]
     return torch.logaddexp(log_sum_old, new_logits.logsumexp(1)) - torch.where(is_new, new_logit, old_logit)
+
+# %% ../../nbs/method/09_new_rows.ipynb #df4d587c
+def _code_probability(hidden, head, vocab):
+    return any_code_probability(head(hidden), vocab)
+
+
+def length_from_hidden(
+    hidden: torch.Tensor,  # (B, T, H)
+    labels: torch.Tensor,  # (B, T)
+    head: nn.Module,
+    vocab: PerceptionVocab,
+) -> torch.Tensor:  # (B,) float32
+    "Expected number of depth codes among the supervised tokens: `losses.expected_length` without full logits."
+    here = labels[:, 1:] != -100
+    parts = hidden[:, :-1][here].split(max(1, LOGITS_CHUNK // head.out_features))
+    probabilities = [checkpoint(_code_probability, part, head, vocab, use_reentrant=False) for part in parts]
+    sample = here.nonzero()[:, 0]
+    return torch.zeros(len(labels), device=hidden.device).index_add(0, sample, torch.cat(probabilities))
+
+# %% ../../nbs/method/09_new_rows.ipynb #53cc2676
+@torch.no_grad()
+def mean_length(
+    hidden: torch.Tensor,  # (B, T, H)
+    labels: torch.Tensor,  # (B, T)
+    head: nn.Module,
+    vocab: PerceptionVocab,
+) -> torch.Tensor:  # scalar float32; 0 where no sample has a span
+    "Expected number of depth codes of a sample with a span."
+    rows = find_spans(labels, vocab).valid
+    return length_from_hidden(hidden[rows], labels[rows], head, vocab).sum() / rows.sum().clamp(min=1)

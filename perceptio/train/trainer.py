@@ -468,6 +468,7 @@ TERM_WORDS = {  # of the log -> title of its chart; equation numbers are the pap
     "marker": "markers (Eq. 5)",
     "token": "depth codes (Eq. 6)",
     "count": "length of the span (Eq. 7)",
+    "length": "expected codes in a span",
     "recon": "depth map (Eq. 10)",
     "block_token": "depth codes of the block (Eq. 6)",
     "block_recon": "depth map of the block (Eq. 10)",
