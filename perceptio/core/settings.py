@@ -317,6 +317,11 @@ def check_writing(
             f"decode = {s.decode} with code_prediction = {s.code_prediction}: such codes are not learnt; set "
             "code_prediction = joint, which learns both ways"
         )
+    if s.decode_passes > 1 and not s.block_reveal:
+        raise ValueError(
+            f"decode_passes = {s.decode_passes} with block_reveal = {s.block_reveal}: a block that was never shown codes "
+            "cannot go on from its own; set block_reveal, such as 0.8, for the training, or decode_passes = 1"
+        )
     if s.code_prediction != "sequential" and s.attention.startswith("fl"):
         raise ValueError(
             f"attention = {s.attention} with code_prediction = {s.code_prediction}: a block needs an attention mask, "

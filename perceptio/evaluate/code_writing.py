@@ -30,7 +30,7 @@ def writing_ways(
     "The ways to write codes that a model has learnt."
     learnt = LEARNT[settings.code_prediction]
     once = [(decode, 1) for decode in ("sequential", "verify") if decode in learnt]
-    return once + [("block", p) for p in passes if "block" in learnt]
+    return once + [("block", p) for p in passes if "block" in learnt and (p == 1 or settings.block_reveal)]
 
 # %% ../../nbs/evaluate/15_code_writing.ipynb #e2c2269a
 @torch.no_grad()

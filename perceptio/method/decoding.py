@@ -172,6 +172,8 @@ def write_answers(
     start = decoding.ids.shape[1] - len(prefixes[0])
     with model.arithmetic():
         write_text(decoding, tokenizer, max_new_tokens, grammar, banned)
+        if not decoding.states:
+            decoding.feed()  # nothing was to be written
     return all_written(decoding, tokenizer, [start] * len(prompts))
 
 # %% ../../nbs/method/17_decoding.ipynb #975ff2c4
