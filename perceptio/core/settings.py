@@ -319,8 +319,8 @@ def check_writing(
         )
     if s.decode_passes > 1 and not s.block_reveal:
         raise ValueError(
-            f"decode_passes = {s.decode_passes} with block_reveal = {s.block_reveal}: a block that was never shown codes "
-            "cannot go on from its own; set block_reveal, such as 0.8, for the training, or decode_passes = 1"
+            f"decode_passes = {s.decode_passes} with block_reveal = {s.block_reveal}: a block that was never shown "
+            "codes cannot go on from its own; set block_reveal, such as 0.8, for the training, or decode_passes = 1"
         )
     if s.code_prediction != "sequential" and s.attention.startswith("fl"):
         raise ValueError(
