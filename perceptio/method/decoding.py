@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['left_pad', 'Decoding', 'begin', 'pick', 'write_text', 'Written', 'written', 'all_written', 'write_answers',
-           'code_rows', 'write_sequential', 'look_ahead', 'surest', 'predict_block', 'go_back', 'write_verified',
-           'write_codes', 'fill_spans', 'write_forced', 'write_fast', 'read_completions']
+           'write_sequential', 'look_ahead', 'surest', 'predict_block', 'go_back', 'write_verified', 'write_codes',
+           'fill_spans', 'write_forced', 'write_fast', 'read_completions']
 
 # %% ../../nbs/method/17_decoding.ipynb #3c66b444
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ import torch
 from transformers import DynamicCache
 
 from .chat import never_written, stop_id
-from .new_rows import head_rows
+from .new_rows import span_logits
 from .tokens import CodeIds, PerceptionGrammar, request_parts
 
 # %% ../../nbs/method/17_decoding.ipynb #026351c3
@@ -176,24 +176,15 @@ def write_answers(
             decoding.feed()  # nothing was to be written
     return all_written(decoding, tokenizer, [start] * len(prompts))
 
-# %% ../../nbs/method/17_decoding.ipynb #975ff2c4
-def code_rows(
-    decoding: Decoding,
-    span: CodeIds,  # of a dense token
-) -> torch.Tensor:  # (H, K)
-    "The output embedding of a token's codes."
-    return head_rows(decoding.model.inner.lm_head, span.code_ids[0], span.code_ids[-1]).T
-
 # %% ../../nbs/method/17_decoding.ipynb #d71b05ee
 def write_sequential(
     decoding: Decoding,  # its rows end in the start marker of the span
     span: CodeIds,
 ) -> None:
     "Write the n codes of every row, one after another."
-    rows = code_rows(decoding, span)
+    head = decoding.model.inner.lm_head
     for _ in range(span.n_tokens):
-        state = decoding.feed()
-        decoding.append(span.first_code + pick(state @ rows.to(state.dtype))[:, None])
+        decoding.append(span.first_code + pick(span_logits(decoding.feed(), span, head))[:, None])
 
 # %% ../../nbs/method/17_decoding.ipynb #c5c1690e
 def look_ahead(
@@ -233,12 +224,12 @@ def predict_block(
     model, n = decoding.model, span.n_tokens
     if decoding.fed < decoding.ids.shape[1]:
         decoding.feed()
-    rows, embed = code_rows(decoding, span), model.inner.get_input_embeddings()
+    head, embed = model.inner.lm_head, model.inner.get_input_embeddings()
     codes = torch.zeros(len(decoding.ids), n, dtype=torch.long, device=decoding.ids.device)
     known = torch.zeros_like(codes, dtype=torch.bool)
     for k in range(1, passes + 1):
         states = look_ahead(decoding, model.block(span, codes, known, embed))
-        scores = (states @ rows.to(states.dtype)).float()
+        scores = span_logits(states, span, head).float()
         codes = torch.where(known, codes, pick(scores))
         probability = scores.softmax(-1).gather(-1, codes[..., None])[..., 0]
         kept = order(probability, known).topk(-(-n * k // passes)).indices
@@ -259,8 +250,8 @@ def write_verified(
     passes: int = 1,  # of the block
 ) -> None:
     "Write the n codes of sequential decoding, proposed by the block and verified in runs."
-    draft, rows, start = predict_block(decoding, span, passes), code_rows(decoding, span), decoding.ids.shape[1]
-    choose = lambda states: pick(states @ rows.to(states.dtype))  # noqa: E731
+    draft, start = predict_block(decoding, span, passes), decoding.ids.shape[1]
+    choose = lambda states: pick(span_logits(states, span, decoding.model.inner.lm_head))  # noqa: E731
     follows, settled = choose(decoding.states[-1][:, -1]), 0  # the code that comes next, and how many stand
     while True:
         draft[:, settled] = follows

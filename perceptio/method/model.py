@@ -48,8 +48,8 @@ from perceptio.method.losses import (
     token_term,
 )
 from .mask_head import MaskHead, build_mask_head, mean_iou, point_loss, upsample
-from .new_rows import chunked_costs, head_rows, length_from_hidden, linear_costs, mean_length
-from .soft_merge import code_positions, label_codes, reconstruction_term, soft_tokens
+from .new_rows import chunked_costs, length_from_hidden, linear_costs, mean_length, span_logits
+from .soft_merge import code_positions, label_codes, soft_reconstruction
 from .tokens import PerceptionVocab, find_spans
 
 # %% ../../nbs/method/15_model.ipynb #0c09716c
@@ -133,7 +133,7 @@ def code_logits(
     positions, valid = code_positions(labels, vocab)
     rows = torch.nonzero(valid).flatten()
     states = hidden[rows[:, None], positions[rows]]
-    return states @ head_rows(head, vocab.code_ids[0], vocab.code_ids[-1]).T.to(states.dtype), rows
+    return span_logits(states, vocab, head), rows
 
 # %% ../../nbs/method/15_model.ipynb #6b41ee3a
 def reconstruction_loss(
@@ -148,9 +148,8 @@ def reconstruction_loss(
     logits, rows = code_logits(hidden, labels, head, vocab)
     if not len(rows):
         return hidden.sum() * 0.0
-    maps = codebook.decode_latents(soft_tokens(logits, codebook.codebook))
-    target = codebook.decode(label_codes(labels, vocab)) if depth is None else codebook.resize(depth[rows])
-    return reconstruction_term(maps, target, len(labels))
+    target = None if depth is None else depth[rows]
+    return soft_reconstruction(logits, label_codes(labels, vocab), codebook, target, len(labels))
 
 # %% ../../nbs/method/15_model.ipynb #c0bf0a95
 def seg_states(

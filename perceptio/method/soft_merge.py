@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['code_distribution', 'soft_tokens', 'code_positions', 'label_codes', 'soft_merge', 'reconstruction_term',
-           'depth_reconstruction_loss']
+           'soft_reconstruction', 'depth_reconstruction_loss']
 
 # %% ../../nbs/method/06_soft_merge.ipynb #28679952
 import torch
@@ -81,6 +81,19 @@ def reconstruction_term(
             f"decoded maps are {tuple(maps.shape)}, targets {tuple(target.shape)}: resize with DepthCodebook.resize"
         )
     return (maps - target.to(maps.dtype)).square().mean((1, 2, 3)).sum() / batch_size
+
+# %% ../../nbs/method/06_soft_merge.ipynb #68bbc9fa
+def soft_reconstruction(
+    code_logits: Tensor,  # (M, n, K), of the samples that have a span
+    codes: Tensor,  # (M, n) true codes
+    codebook,  # method.codebook.DepthCodebook
+    maps: Tensor | None,  # (M, C, H, W) true maps in [0, 1]; None = what the true codes decode to
+    batch_size: int,  # B: samples without a span count, too
+) -> Tensor:  # scalar
+    "Eq. 8-10 from the logits of the codes."
+    decoded = codebook.decode_latents(soft_tokens(code_logits, codebook.codebook))
+    target = codebook.decode(codes) if maps is None else codebook.resize(maps)
+    return reconstruction_term(decoded, target, batch_size)
 
 # %% ../../nbs/method/06_soft_merge.ipynb #d9da3213
 def depth_reconstruction_loss(
