@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MEASURED', 'ORDERS', 'writing_ways', 'open_maps', 'write_map', 'map_costs', 'writing_quality', 'first_places',
-           'any_places', 'map_errors', 'plot_writing']
+           'any_places', 'one_by_one', 'choices', 'map_errors', 'plot_writing']
 
 # %% ../../nbs/evaluate/15_code_writing.ipynb #73cb229f
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pandas as pd
 import torch
@@ -18,9 +19,19 @@ from ..core.display import charts, progress_bar, themed
 from ..core.settings import LEARNT, Settings
 from .suite import summary, timed_parts
 from ..method.backbone import image_tiles
-from ..method.decoding import Decoding, left_pad, predict_block, surest, write_codes
+from perceptio.method.decoding import (
+    Decoding,
+    expected_code,
+    left_pad,
+    pick,
+    predict_block,
+    surest,
+    write_codes,
+    write_sequential,
+)
 from ..method.generation import Perceptio
 from ..method.samples import Sample, Turn
+from ..method.tokens import CodeIds
 
 # %% ../../nbs/evaluate/15_code_writing.ipynb #2c180749
 def writing_ways(
@@ -131,20 +142,34 @@ def any_places(probability: torch.Tensor, known: torch.Tensor) -> torch.Tensor: 
 
 ORDERS = {"surest": surest, "from the upper left": first_places, "at random": any_places}
 
+# %% ../../nbs/evaluate/15_code_writing.ipynb #a9081ffd
+def one_by_one(
+    decoding: Decoding,  # its rows end in the start marker of the span
+    span: CodeIds,
+    choose: Callable | None = None,  # as for `write_sequential`
+) -> torch.Tensor:  # (B, n) codes in [0, K)
+    "The codes of a span by sequential decoding, as `predict_block` returns them."
+    write_sequential(decoding, span, choose)
+    return decoding.ids[:, -span.n_tokens :] - span.first_code
+
+# %% ../../nbs/evaluate/15_code_writing.ipynb #ff40803d
+def choices(codebook: torch.Tensor) -> dict[str, Callable]:  # (K, D) -> by name, logits (..., K) -> codes (...)
+    "The rules by which a code is taken."
+    return {"nearest to the expected vector": partial(expected_code, codebook=codebook), "likeliest": pick}
+
 # %% ../../nbs/evaluate/15_code_writing.ipynb #37d7a373
 @torch.no_grad()
 def map_errors(
     predictor: Perceptio,
     scenes: Sequence,  # world.scenes.Scene
     question: str,
-    passes: int,
-    order: Callable = surest,
+    write: Callable = predict_block,  # Decoding, span -> (B, n) codes
 ) -> list[float]:  # mean squared error of each map, at the codebook's resolution
-    "Errors of maps written by block, in an order of keeping."
+    "Errors of maps whose codes are written in some way."
     samples = [Sample(str(k), "depth", scene.image, [Turn(question, "")]) for k, scene in enumerate(scenes)]
     codebook, decoding = predictor.codebook, open_maps(predictor, samples)
     with predictor.model.arithmetic():
-        codes = predict_block(decoding, predictor.vocab, passes, order)
+        codes = write(decoding, predictor.vocab)
     true = codebook.resize(torch.stack([torch.from_numpy(scene.disparity) for scene in scenes])[:, None])
     return (codebook.decode(codes) - true.to(codes.device)).square().mean((1, 2, 3)).tolist()
 

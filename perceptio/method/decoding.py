@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['left_pad', 'Decoding', 'begin', 'pick', 'write_text', 'Written', 'written', 'all_written', 'write_answers',
-           'write_sequential', 'look_ahead', 'surest', 'predict_block', 'go_back', 'write_verified', 'write_codes',
-           'fill_spans', 'write_forced', 'write_fast', 'read_completions']
+           'write_sequential', 'look_ahead', 'expected_code', 'surest', 'predict_block', 'go_back', 'write_verified',
+           'write_codes', 'fill_spans', 'write_forced', 'write_fast', 'read_completions']
 
 # %% ../../nbs/method/17_decoding.ipynb #3c66b444
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os.path import commonprefix
 
 import torch
@@ -17,7 +18,9 @@ from transformers import DynamicCache
 
 from .chat import never_written, stop_id
 from .new_rows import span_logits
+from .soft_merge import soft_tokens
 from .tokens import CodeIds, PerceptionGrammar, request_parts
+from .vqvae import nearest_codes
 
 # %% ../../nbs/method/17_decoding.ipynb #026351c3
 def left_pad(
@@ -180,30 +183,41 @@ def write_answers(
 def write_sequential(
     decoding: Decoding,  # its rows end in the start marker of the span
     span: CodeIds,
+    choose: Callable | None = None,  # logits (..., K) -> codes (...); None = `pick`
 ) -> None:
     "Write the n codes of every row, one after another."
-    head = decoding.model.inner.lm_head
+    head, choose = decoding.model.inner.lm_head, choose or pick
     for _ in range(span.n_tokens):
-        decoding.append(span.first_code + pick(span_logits(decoding.feed(), span, head))[:, None])
+        decoding.append(span.first_code + choose(span_logits(decoding.feed(), span, head))[:, None])
 
 # %% ../../nbs/method/17_decoding.ipynb #c5c1690e
 def look_ahead(
     decoding: Decoding,  # everything is fed
-    embeds: torch.Tensor,  # (B, n, H) what stands in the next n places
+    span: CodeIds,
+    embeds: torch.Tensor,  # (B, n, H) the queries
 ) -> torch.Tensor:  # (B, n, H)
-    "Last-layer states of the next n places, which see the rows and one another; nothing of it is kept."
+    "Last-layer states of the queries of a block, which see the rows and one another; nothing of it is kept."
     (rows, n, _), model = embeds.shape, decoding.model
-    places = torch.arange(n, device=embeds.device)
+    positions = (decoding.mask.cumsum(1) - 1).clamp(min=0)
     allowed = torch.cat([decoding.mask.bool(), torch.ones_like(decoding.mask[:, :1]).bool().expand(rows, n)], 1)
     out = model.inner.model(
         inputs_embeds=embeds,
         attention_mask=model.attention_mask(allowed[:, None, None].expand(-1, -1, n, -1)),
-        position_ids=decoding.mask.sum(1, keepdim=True) + places,
+        position_ids=model.query_positions(decoding.ids, positions, positions[:, -1], span),
         past_key_values=decoding.cache,
         use_cache=True,
     )
     decoding.cache.crop(-n)
     return out.last_hidden_state
+
+# %% ../../nbs/method/17_decoding.ipynb #62394ad1
+def expected_code(
+    scores: torch.Tensor,  # (..., n, K) logits over the codes of a span
+    codebook: torch.Tensor,  # (K, D) code vectors
+) -> torch.Tensor:  # (..., n) codes in [0, K)
+    "The code of the smallest expected squared distance to the true one, in the space of code vectors."
+    expected = soft_tokens(scores, codebook)
+    return nearest_codes(expected.flatten(0, -2), codebook.to(expected)).unflatten(0, expected.shape[:-1])
 
 # %% ../../nbs/method/17_decoding.ipynb #f7eac736
 def surest(
@@ -218,6 +232,7 @@ def predict_block(
     decoding: Decoding,  # its rows end in the start marker of the span, or are not looked at
     span: CodeIds,
     passes: int = 1,
+    choose: Callable | None = None,  # logits (..., K) -> codes (...); None = `expected_code`
     order: Callable = surest,
 ) -> torch.Tensor:  # (B, n) codes in [0, K)
     "The codes of a span by block prediction."
@@ -225,12 +240,13 @@ def predict_block(
     if decoding.fed < decoding.ids.shape[1]:
         decoding.feed()
     head, embed = model.inner.lm_head, model.inner.get_input_embeddings()
+    choose = choose or partial(expected_code, codebook=model.codebooks[span.name].codebook)
     codes = torch.zeros(len(decoding.ids), n, dtype=torch.long, device=decoding.ids.device)
     known = torch.zeros_like(codes, dtype=torch.bool)
     for k in range(1, passes + 1):
-        states = look_ahead(decoding, model.block(span, codes, known, embed))
+        states = look_ahead(decoding, span, model.block(span, codes, known, embed))
         scores = span_logits(states, span, head).float()
-        codes = torch.where(known, codes, pick(scores))
+        codes = torch.where(known, codes, choose(scores))
         probability = scores.softmax(-1).gather(-1, codes[..., None])[..., 0]
         kept = order(probability, known).topk(-(-n * k // passes)).indices
         known = torch.zeros_like(known).scatter(1, kept, True)
@@ -250,7 +266,7 @@ def write_verified(
     passes: int = 1,  # of the block
 ) -> None:
     "Write the n codes of sequential decoding, proposed by the block and verified in runs."
-    draft, start = predict_block(decoding, span, passes), decoding.ids.shape[1]
+    draft, start = predict_block(decoding, span, passes, pick), decoding.ids.shape[1]
     choose = lambda states: pick(span_logits(states, span, decoding.model.inner.lm_head))  # noqa: E731
     follows, settled = choose(decoding.states[-1][:, -1]), 0  # the code that comes next, and how many stand
     while True:

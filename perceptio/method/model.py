@@ -24,6 +24,7 @@ from perceptio.method.backbone import (
     attention_kind,
     base_dtype,
     build_backbone,
+    image_tokens,
     set_trainable,
 )
 from .backbone_files import language_folder, language_tokenizer
@@ -32,10 +33,10 @@ from perceptio.method.block import (
     CodeBlock,
     block_attention,
     block_codes,
-    block_positions,
     block_terms,
     causal_labels,
     find_blocks,
+    query_positions,
     reveal_codes,
 )
 from .codebook import DepthCodebook
@@ -50,7 +51,7 @@ from perceptio.method.losses import (
 from .mask_head import MaskHead, build_mask_head, mean_iou, point_loss, upsample
 from .new_rows import chunked_costs, length_from_hidden, linear_costs, mean_length, span_logits
 from .soft_merge import code_positions, label_codes, soft_reconstruction
-from .tokens import PerceptionVocab, find_spans
+from .tokens import CodeIds, PerceptionVocab, find_spans
 
 # %% ../../nbs/method/15_model.ipynb #0c09716c
 def supervised_costs(
@@ -272,6 +273,17 @@ class PerceptioParts(nn.Module):
                 input_ids=input_ids, pixel_values=pixel_values, attention_mask=mask, use_cache=False
             ).last_hidden_state
 
+    def query_positions(
+        self,
+        ids: Tensor,  # (B, T)
+        positions: Tensor,  # (B, T) of these ids
+        start: Tensor,  # (B,) position of the start marker
+        span: CodeIds,
+    ) -> Tensor:  # (B, n)
+        "Where the queries of a block stand."
+        image_id, per_tile = self.inner.config.image_token_id, image_tokens(self.settings)
+        return query_positions(ids, positions, start, span.n_tokens, image_id, per_tile)
+
     def block_states(
         self,
         input_ids: Tensor,  # (B, T), right-padded
@@ -282,13 +294,15 @@ class PerceptioParts(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:  # (B, T, H), the same as of `hidden_states`; (B, n, H) of each block
         "Last-layer states of the causal copy and of the blocks behind it, by one pass."
         length, embed = input_ids.shape[1], self.inner.get_input_embeddings()
+        causal = torch.arange(length, device=input_ids.device).expand_as(input_ids)
+        places = [self.query_positions(input_ids, causal, b.start, b.span) for b in blocks]
         with self.arithmetic():
             queries = [self.block(b.span, *shown, embed) for b, *shown in zip(blocks, codes, known)]
             states = self.inner.model(
                 inputs_embeds=torch.cat([embed(input_ids), *queries], 1),
                 pixel_values=pixel_values,
                 attention_mask=self.attention_mask(block_attention(length, blocks)),
-                position_ids=block_positions(length, blocks),
+                position_ids=torch.cat([causal, *places], 1),
                 use_cache=False,
             ).last_hidden_state
         return states[:, :length], list(states[:, length:].split([b.span.n_tokens for b in blocks], 1))

@@ -205,7 +205,7 @@ def load_others(
 def load_model(
     folder: str | Path,
     seg: bool = True,  # build the mask head
-    depth: bool = True,  # load the codebooks, of depth and of further dense tokens
+    depth: bool = True,  # load the codebooks, of depth and of further dense tokens; a block cannot do without
     base: str | Path = "",  # folder of the base; "" = in the checkpoint, or where settings.json says
     sam: str | Path = "",  # SAM2's file or folder; "" = likewise
 ):  # -> (PerceptioModel, tokenizer)
@@ -219,6 +219,7 @@ def load_model(
     check_tokenizer(tokenizer, folder)
     backbone = set_trainable(backbone, settings, vocab)
     head = build_mask_head(places) if seg and settings.use_seg else None
+    depth |= settings.code_prediction != "sequential"
     codebook = DepthCodebook.from_pretrained(Path(folder) / "codebook") if depth and settings.use_depth else None
     others = load_others(folder, settings) if depth else {}
     model = PerceptioModel(settings, vocab, backbone, head, codebook, others)
