@@ -91,7 +91,7 @@ def refuse_reserved(
 
 # %% ../../nbs/method/10_chat.ipynb #c4a70013
 # reserved, and part of answers all the same
-ANSWERED = re.compile(r"\[SEG\]|<d_\w+>|<\|im_end\|>|</?(?:quad|ref|box)>")
+ANSWERED = re.compile(r"\[SEG\]|<[a-z]+_(?:start|end|\d+)>|<\|im_end\|>|</?(?:quad|ref|box)>")
 
 
 @lru_cache(maxsize=8)
