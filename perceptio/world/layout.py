@@ -9,7 +9,7 @@ __all__ = ['HELD_OUT_PAIRS', 'MIN_AREA', 'PROBE', 'FLOORS', 'SKIES', 'sample_att
 # %% ../../nbs/world/03_layout.ipynb #aceafea0
 import numpy as np
 
-from .raycast import HEIGHT, REACH, SHAPES, SIZES, Body, Camera, pixel_centres, trace
+from .raycast import HEIGHT, SHAPES, SIZES, Body, Camera, pixel_centres, trace
 from .shading import COLORS, MATERIALS, PATTERNS, World, area_light
 
 # %% ../../nbs/world/03_layout.ipynb #c48af9a7
@@ -72,7 +72,7 @@ def place_object(
     if min(w) < margin or max(w) > 1 - margin:
         return None
     for other, o in placed:
-        gap = np.hypot(x - other.x, y - other.y) - radius * REACH[shape] - other.radius * REACH[other.shape]
+        gap = np.hypot(x - other.x, y - other.y) - body.reach - other.reach
         both = max(0, min(w[2], o[2]) - max(w[0], o[0])) * max(0, min(w[3], o[3]) - max(w[1], o[1]))
         if gap < 0.06 or both > 0.5 * min((w[2] - w[0]) * (w[3] - w[1]), (o[2] - o[0]) * (o[3] - o[1])):
             return None

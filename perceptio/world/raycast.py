@@ -15,7 +15,7 @@ import numpy as np
 # %% ../../nbs/world/01_raycast.ipynb #9ec059d2
 SHAPES = ("sphere", "cube", "cylinder", "cone")
 SIZES = {"small": 0.32, "large": 0.6}  # radius in metres
-FOV, FAR = 45.0, 20.0  # field of view in degrees; depth in metres of the sky and of everything beyond
+FOV, FAR = 45.0, 20.0  # usual field of view in degrees; depth in metres of the sky and of everything beyond
 
 # %% ../../nbs/world/01_raycast.ipynb #0e6ce717
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Camera:
     right: np.ndarray  # (3,) unit vector
     up: np.ndarray  # (3,) unit vector
     forward: np.ndarray  # (3,) unit vector, the view axis
+    fov: float = FOV  # degrees, across and down
 
     @classmethod
     def look_at(
@@ -34,12 +35,15 @@ class Camera:
         elevation: float,  # radians above the ground plane
         distance: float,  # metres from the target
         target=(0.0, 0.0, 0.35),  # the point in the middle of the image
+        fov: float = FOV,  # degrees
+        roll: float = 0.0,  # radians; positive turns the camera clockwise, and the picture the other way
     ):
         "Camera on a sphere around `target`, looking at it."
         ca, sa, ce, se = np.cos(azimuth), np.sin(azimuth), np.cos(elevation), np.sin(elevation)
-        axes = [(-sa, ca, 0.0), (-ca * se, -sa * se, ce), (-ca * ce, -sa * ce, -se)]
-        right, up, forward = (np.array(a, np.float32) for a in axes)
-        return cls(np.array(target, np.float32) - np.float32(distance) * forward, right, up, forward)
+        axes = np.array([(-sa, ca, 0.0), (-ca * se, -sa * se, ce), (-ca * ce, -sa * ce, -se)])
+        turned = np.cos(roll) * axes[0] - np.sin(roll) * axes[1], np.cos(roll) * axes[1] + np.sin(roll) * axes[0]
+        right, up, forward = (a.astype(np.float32) for a in (*turned, axes[2]))
+        return cls(np.array(target, np.float32) - np.float32(distance) * forward, right, up, forward, fov)
 
     def rays(
         self,
@@ -47,7 +51,7 @@ class Camera:
         v: np.ndarray,  # (N,) vertical, 0 top .. 1 bottom
     ) -> np.ndarray:  # (3, N) directions whose component along the view axis is 1
         "Ray directions; because `forward . d = 1`, the ray parameter t *is* the depth."
-        s = np.float32(2 * np.tan(np.radians(FOV / 2)))
+        s = np.float32(2 * np.tan(np.radians(self.fov / 2)))
         x, y = (u - np.float32(0.5)) * s, (np.float32(0.5) - v) * s
         return np.stack([f + x * r + y * p for f, r, p in zip(self.forward, self.right, self.up)])
 
@@ -57,7 +61,7 @@ class Camera:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # u, v, depth
         "Inverse of `rays`: image coordinates and depth of world points."
         q = points - self.position[:, None]
-        s = 2 * np.tan(np.radians(FOV / 2))
+        s = 2 * np.tan(np.radians(self.fov / 2))
         x, y, z = ((a[:, None] * q).sum(0) for a in (self.right, self.up, self.forward))
         return x / (z * s) + 0.5, 0.5 - y / (z * s), z
 
@@ -119,7 +123,7 @@ def hit_cylinder(o: np.ndarray, d: np.ndarray) -> np.ndarray:  # as hit_sphere
 
 # %% ../../nbs/world/01_raycast.ipynb #8d8cec53
 def hit_cone(o: np.ndarray, d: np.ndarray) -> np.ndarray:  # as hit_sphere
-    "Upright cone, apex at z = CONE_HEIGHT; its base lies on the ground and is never seen."
+    "Upright cone, apex at z = CONE_HEIGHT, and the disc on which it stands."
     k2, w = np.float32((CONE_RADIUS / CONE_HEIGHT) ** 2), np.float32(CONE_HEIGHT) - o[2]
     a = d[0] * d[0] + d[1] * d[1] - k2 * d[2] * d[2]
     b = o[0] * d[0] + o[1] * d[1] + k2 * w * d[2]
@@ -128,7 +132,10 @@ def hit_cone(o: np.ndarray, d: np.ndarray) -> np.ndarray:  # as hit_sphere
     for t in ((-b - root) / a, (-b + root) / a):
         z = o[2] + t * d[2]
         hits.append(_first_hit(t, (disc > 0) & (z >= 0) & (z <= np.float32(CONE_HEIGHT))))
-    return np.minimum(*hits)
+    t = -o[2] / d[2]
+    x, y = o[0] + t * d[0], o[1] + t * d[1]
+    base = _first_hit(t, x * x + y * y <= np.float32(CONE_RADIUS**2))
+    return np.minimum(np.minimum(*hits), base)
 
 
 HIT = {"sphere": hit_sphere, "cube": hit_cube, "cylinder": hit_cylinder, "cone": hit_cone}
@@ -147,11 +154,17 @@ def normals(
         a = np.abs(n)
         n = np.where(a == a.max(0), np.sign(n), np.float32(0))
     elif shape == "cylinder":
-        top = p[2] > CYL_HEIGHT - 1e-3
-        n[:2, top], n[2] = 0, top
+        top, base = p[2] > CYL_HEIGHT - 1e-3, _on_base(p, CYL_RADIUS)
+        n[:2, top | base], n[2] = 0, np.where(base, -1, top)
     else:
-        n[2] = np.hypot(p[0], p[1]) * np.float32(CONE_RADIUS / CONE_HEIGHT)
+        base, n[2] = _on_base(p, CONE_RADIUS), np.hypot(p[0], p[1]) * np.float32(CONE_RADIUS / CONE_HEIGHT)
+        n[:, base] = [[0], [0], [-1]]
     return n / np.sqrt((n * n).sum(0))
+
+
+def _on_base(p, radius):
+    "Whether surface points of a cone or cylinder lie on the disc on which it stands."
+    return (p[2] < 1e-3) & (np.hypot(p[0], p[1]) < radius * (1 - 1e-3))
 
 # %% ../../nbs/world/01_raycast.ipynb #48d08ebf
 @dataclass(frozen=True)
@@ -166,10 +179,20 @@ class Body:
     x: float  # metres on the ground plane
     y: float
     turn: float  # rotation about the vertical, radians
+    z: float = 0.0  # metres from the ground to its base
+    extent: tuple = ()  # metres of one unit of its frame along x, y, z; () = the radius of its size along each
 
     @property
-    def radius(self) -> float:
-        return SIZES[self.size]
+    def scale(self) -> tuple[float, float, float]:
+        return self.extent or (SIZES[self.size],) * 3
+
+    @property
+    def height(self) -> float:
+        return HEIGHT[self.shape] * self.scale[2]
+
+    @property
+    def reach(self) -> float:  # metres from its axis to the farthest point of its outline on the ground
+        return REACH[self.shape] * max(self.scale[:2])
 
     def local(
         self,
@@ -177,24 +200,31 @@ class Body:
         direction: bool = False,
     ) -> np.ndarray:  # same shape, in the unit frame of the shape
         "World to unit frame: shift, turn, scale. The ray parameter t is unchanged by it."
-        c, s, k = (np.float32(a) for a in (np.cos(self.turn), np.sin(self.turn), 1 / self.radius))
-        x, y = (p[0], p[1]) if direction else (p[0] - np.float32(self.x), p[1] - np.float32(self.y))
-        return np.stack([(c * x + s * y) * k, (c * y - s * x) * k, p[2] * k])
-
-    def world(self, n: np.ndarray) -> np.ndarray:  # (3, N) unit-frame normals -> world normals
         c, s = np.float32(np.cos(self.turn)), np.float32(np.sin(self.turn))
+        kx, ky, kz = (np.float32(1 / k) for k in self.scale)
+        x, y, z = p if direction else (a - np.float32(b) for a, b in zip(p, (self.x, self.y, self.z)))
+        return np.stack([(c * x + s * y) * kx, (c * y - s * x) * ky, z * kz])
+
+    def world(self, n: np.ndarray) -> np.ndarray:  # (3, N) unit-frame normals -> unit world normals
+        c, s = np.float32(np.cos(self.turn)), np.float32(np.sin(self.turn))
+        if len(set(self.scale)) > 1:
+            n = n / np.array(self.scale, np.float32)[:, None]
+            n = n / np.sqrt((n * n).sum(0))
         return np.stack([c * n[0] - s * n[1], s * n[0] + c * n[1], n[2]])
 
     def window(self, camera: Camera) -> tuple[float, float, float, float]:  # u0, v0, u1, v1 in [0, 1] of the image
         "Box of the image that holds the whole projection: the projected corners of a box around the object."
-        r, h = self.radius * REACH[self.shape], self.radius * HEIGHT[self.shape]
         if self.shape == "cube":
-            a = self.turn + np.pi / 4 + np.arange(4) * np.pi / 2
-            x, y = r * np.cos(a), r * np.sin(a)
+            a, (wide, deep, _) = np.pi / 4 + np.arange(4) * np.pi / 2, self.scale
+            x, y = REACH["cube"] * wide * np.cos(a), REACH["cube"] * deep * np.sin(a)
+            c, s = np.cos(self.turn), np.sin(self.turn)
+            x, y = c * x - s * y, s * x + c * y
         else:
-            x, y = r * np.array([-1, -1, 1, 1]), r * np.array([-1, 1, -1, 1])
-        corners = np.stack([np.tile(x + self.x, 2), np.tile(y + self.y, 2), np.repeat([0.0, h], 4)])
-        u, v, _ = camera.project(corners)
+            x, y = self.reach * np.array([-1, -1, 1, 1]), self.reach * np.array([-1, 1, -1, 1])
+        corners = np.stack([np.tile(x + self.x, 2), np.tile(y + self.y, 2), self.z + np.repeat([0.0, self.height], 4)])
+        u, v, depth = camera.project(corners)
+        if depth.min() < 0.1:  # a corner beside or behind the camera has no place in the image
+            return 0.0, 0.0, 1.0, 1.0
         return u.min(), v.min(), u.max(), v.max()
 
 # %% ../../nbs/world/01_raycast.ipynb #324bbef9

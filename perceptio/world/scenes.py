@@ -121,8 +121,8 @@ def scene_again(
         )
     rng = np.random.default_rng((scene.seed, SPLITS.index(scene.split), scene.index))
     world, px = sample_world(rng, scene.split), scene.ids.shape[0]
-    rays, depth, ids, _ = trace(world.camera, world.bodies, *pixel_centres(px))
-    if (ids.reshape(px, px) != scene.ids).any():
+    rays, depth, ids, _ = trace(world.camera, world.solids, *pixel_centres(px))
+    if (world.named(ids).reshape(px, px) != scene.ids).any():
         raise ValueError(
             f"scene {scene.index} of {scene.split!r} is not the one that seed {scene.seed} gives:"
             " it was changed, or made by another generator"
@@ -135,7 +135,7 @@ def scene_normals(
 ) -> np.ndarray:  # (3, H, W) float32 unit vectors: right, up, towards the camera
     "Exact surface normals of a scene."
     world, rays, depth, ids = scene_again(scene)
-    return seen_normals(world.camera, world.bodies, rays, depth, ids).reshape(3, *scene.ids.shape)
+    return seen_normals(world.camera, world.solids, rays, depth, ids).reshape(3, *scene.ids.shape)
 
 # %% ../../nbs/world/04_scenes.ipynb #c609f089
 ARRAYS = {"images": ("uint8", (3,)), "depth": ("float16", ()), "ids": ("uint8", ())}
