@@ -3271,6 +3271,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'perceptio/world/scenes.py'),
                                         'perceptio.world.scenes.SplitArrays.images': ( 'world/scenes.html#splitarrays.images',
                                                                                        'perceptio/world/scenes.py'),
+                                        'perceptio.world.scenes._check_kind': ( 'world/scenes.html#_check_kind',
+                                                                                'perceptio/world/scenes.py'),
                                         'perceptio.world.scenes._cores': ('world/scenes.html#_cores', 'perceptio/world/scenes.py'),
                                         'perceptio.world.scenes._join': ('world/scenes.html#_join', 'perceptio/world/scenes.py'),
                                         'perceptio.world.scenes._name': ('world/scenes.html#_name', 'perceptio/world/scenes.py'),

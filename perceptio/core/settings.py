@@ -164,6 +164,7 @@ class DataSettings:
     "Sources and their shares (section 3.5)."
 
     data: str  # scenes (the built-in world) | paper (RefCOCO, LLaVA, GCG, ADE20K)
+    scene_layout: str  # of built-in scenes: floor | heights
     n_train: int  # built-in scenes to train on
     n_val: int  # built-in scenes to choose by
     n_test: int  # built-in scenes of each test split
@@ -191,6 +192,7 @@ CHOICES = dict(
     recon_target=("map", "codes"),
     lm_mean=("token", "group"),
     code_prediction=("sequential", "block", "joint"),
+    scene_layout=("floor", "heights"),
     decode=("sequential", "block", "verify"),
     seg_state=("at", "previous"),
     precision=("bf16", "fp32"),
@@ -437,10 +439,8 @@ def read_dense_file(
 # %% ../../nbs/core/03_settings.ipynb #369cec6e
 def sizes() -> tuple[str, ...]:
     "The sizes of settings.ini, smallest first."
-    order = ("smoke", "tiny")
-    return tuple(
-        sorted(read_settings_file(), key=lambda s: (order.index(s), 0.0) if s in order else (len(order), float(s[:-1])))
-    )
+    rank = lambda s: dict(smoke=-2.0, tiny=-1.0).get(s) or float(s[:-1])  # noqa: E731
+    return tuple(sorted(read_settings_file(), key=rank))
 
 
 def check_size(

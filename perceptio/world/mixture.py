@@ -111,10 +111,11 @@ def world(
     progress: bool = True,
 ) -> dict[str, SceneStore]:  # train, val, testA, testB
     "The scenes of these settings below data/scenes, rendered if they are not there."
-    root = data_dir() / "scenes"
+    root, layout = data_dir() / "scenes", settings.scene_layout
+    more = "" if layout == "floor" else f"-{layout}"
     counts = {"train": settings.n_train, "val": settings.n_val, "testA": settings.n_test, "testB": settings.n_test}
     return {
-        split: SceneStore(write_split(root / f"{settings.size}-{n}", split, n, progress=progress))
+        split: SceneStore(write_split(root / f"{settings.size}-{n}{more}", split, n, progress=progress, layout=layout))
         for split, n in counts.items()
     }
 

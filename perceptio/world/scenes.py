@@ -36,7 +36,7 @@ from perceptio.core.files import (
 )
 from ..core.foreign import READ_ERRORS, check_keys
 from ..core.notebook import project_root
-from .layout import sample_world
+from .layout import LAYOUTS, sample_world
 from .raycast import pixel_centres, seen_normals, trace
 from .shading import render
 
@@ -66,7 +66,8 @@ class Scene:
     depth: np.ndarray  # (H, W) float32, metres along the view axis, 20 at most
     ids: np.ndarray  # (H, W) uint8: 0 = background, k = object k
     objects: list  # of dict: id, the five attributes, area, box, center, distance
-    seed: int = -1  # of its data set: with split and index it says which world this is; -1 = not known
+    seed: int = -1  # of its data set: with split, index and layout it says which world this is; -1 = not known
+    layout: str = "floor"  # one of LAYOUTS
 
     @cached_property
     def disparity(self) -> np.ndarray:  # (H, W) float32 in [0, 1], larger = nearer
@@ -102,13 +103,20 @@ def make_scene(
     split: str,  # one of SPLITS
     index: int,  # position in the split
     px: int = 128,  # image side
+    layout: str = "floor",  # one of LAYOUTS
 ) -> Scene:
     "Scene number `index` of a split: a function of its arguments and of nothing else."
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    world = sample_world(np.random.default_rng((seed, SPLITS.index(split), index)), split)
+    _check_kind(split, layout)
+    world = sample_world(np.random.default_rng((seed, SPLITS.index(split), index)), split, layout)
     image, depth, ids = render(world, px)
-    return Scene(index, split, image, depth, ids, visible_objects(world.bodies, depth, ids), seed)
+    return Scene(index, split, image, depth, ids, visible_objects(world.bodies, depth, ids), seed, layout)
+
+
+def _check_kind(split, layout):
+    "Refuse a split or a layout that does not exist."
+    for what, name, known in (("split", split, SPLITS), ("layout", layout, LAYOUTS)):
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
 
 # %% ../../nbs/world/04_scenes.ipynb #31514a8c
 def scene_again(
@@ -120,7 +128,7 @@ def scene_again(
             f"scene {scene.index} has no seed: its world cannot be drawn again; take it from make_scene or SceneStore"
         )
     rng = np.random.default_rng((scene.seed, SPLITS.index(scene.split), scene.index))
-    world, px = sample_world(rng, scene.split), scene.ids.shape[0]
+    world, px = sample_world(rng, scene.split, scene.layout), scene.ids.shape[0]
     rays, depth, ids, _ = trace(world.camera, world.solids, *pixel_centres(px))
     if (world.named(ids).reshape(px, px) != scene.ids).any():
         raise ValueError(
@@ -142,12 +150,12 @@ ARRAYS = {"images": ("uint8", (3,)), "depth": ("float16", ()), "ids": ("uint8", 
 SCENES_CHUNK = 64  # scenes per unit of work; what is lost at most when a process is killed
 
 
-def _write_chunk(folder, chunk, split, n, seed, px):
+def _write_chunk(folder, chunk, split, n, seed, px, layout):
     "Render one chunk into the memmaps; its objects file appears last and marks it done."
     arrays = {k: np.lib.format.open_memmap(folder / f"{k}.npy", mode="r+") for k in ARRAYS}
     lines = []
     for i in range(chunk * SCENES_CHUNK, min(n, (chunk + 1) * SCENES_CHUNK)):
-        s = make_scene(seed, split, i, px)
+        s = make_scene(seed, split, i, px, layout)
         arrays["images"][i], arrays["depth"][i], arrays["ids"][i] = s.image, s.depth, s.ids
         lines.append(json.dumps(dict(index=i, objects=s.objects)) + "\n")
     for a in arrays.values():
@@ -169,6 +177,7 @@ def _take_room(path):
 
 def _refuse_other(says, found, plan):
     "Raise if what is there was made by another plan."
+    found, plan = (dict(layout="floor") | which for which in (found, plan))  # what it is where it is not said
     if (found := {k: found.get(k) for k in plan}) != plan:
         raise ValueError(f"{says} {found}, not {plan}: delete it or write elsewhere")
 
@@ -246,7 +255,8 @@ def _render(target, plan, workers, progress):
         parts = [folder / f"chunk{c:05d}.jsonl" for c in range(chunks)]
         todo = [c for c, part in enumerate(parts) if not part.exists()]
         done, workers = min(n, (chunks - len(todo)) * SCENES_CHUNK), min(workers or _cores(), max(1, len(todo)))
-        jobs = [(folder, c, plan["split"], n, plan["seed"], plan["px"]) for c in todo]
+        kind = plan["split"], n, plan["seed"], plan["px"], plan.get("layout", "floor")
+        jobs = [(folder, c, *kind) for c in todo]
         with progress_bar(None, plan["split"], n, progress, initial=done, unit="scene") as bar:
             for count in _run(jobs, workers):
                 bar.update(count)
@@ -262,13 +272,14 @@ def write_split(
     px: int = 128,
     workers: int | None = None,  # processes; None = one per core this process may use
     progress: bool = True,
+    layout: str = "floor",  # one of LAYOUTS
 ) -> Path:  # root / split
     "Render a split to disk. Interrupted, the same call goes on where it stopped and ends with the same bytes."
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    _check_kind(split, layout)
     if n < 1:
         raise ValueError(f"n is {n}: a split needs at least one scene")
     target, plan = Path(root) / split, dict(split=split, n=n, seed=seed, px=px, version=GENERATOR_VERSION)
+    plan |= {} if layout == "floor" else dict(layout=layout)
     make_once(target, lambda: _render(target, plan, workers, progress), f"split {split!r} in {target.parent.name}")
     _refuse_other(f"{target} already holds", SceneStore(target).meta, plan)
     return target
@@ -353,7 +364,8 @@ class SceneStore(SplitArrays):
             raise IndexError(f"no scene {i} in {self.path.name}: it has {n}")
         i %= n
         arrays = np.array(self.images[i]), self.depth[i].astype(np.float32), np.array(self.ids[i])
-        return Scene(i, self.meta["split"], *arrays, self.objects[i], int(self.meta.get("seed", -1)))
+        seed, layout = int(self.meta.get("seed", -1)), self.meta.get("layout", "floor")
+        return Scene(i, self.meta["split"], *arrays, self.objects[i], seed, layout)
 
 # %% ../../nbs/world/04_scenes.ipynb #a05b004f
 FIXTURE = dict(split="val", n=12, seed=20)  # the committed scenes; no training or evaluation set uses this seed
