@@ -27,11 +27,11 @@ def until(path):
     while not path.exists():
         time.sleep(0.01)
 
-def slow(seed, split, i, px):
+def slow(seed, split, i, px, layout):
     "Three units of work: the second is begun, and waits."
     if i == 5:
         until(go / "on")
-    return make(seed, split, i, px)
+    return make(seed, split, i, px, layout)
 
 scenes.make_scene = slow
 print("ready", flush=True)
