@@ -3004,6 +3004,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'perceptio/train/trainer.py'),
                                          'perceptio.train.trainer.use_bf16': ('train/trainer.html#use_bf16', 'perceptio/train/trainer.py')},
             'perceptio.world.layout': { 'perceptio.world.layout.body_at': ('world/layout.html#body_at', 'perceptio/world/layout.py'),
+                                        'perceptio.world.layout.crowded': ('world/layout.html#crowded', 'perceptio/world/layout.py'),
                                         'perceptio.world.layout.furniture': ('world/layout.html#furniture', 'perceptio/world/layout.py'),
                                         'perceptio.world.layout.furniture_below': ( 'world/layout.html#furniture_below',
                                                                                     'perceptio/world/layout.py'),

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT_PAIRS', 'MIN_AREA', 'PROBE', 'CORD', 'CEILING', 'HANGS', 'APPARENT', 'DISTANCES', 'RADII', 'LARGE',
-           'ON_GROUND', 'FLOORS', 'SKIES', 'LAYOUTS', 'sample_attributes', 'sample_camera', 'place_object', 'visible',
-           'sample_layout', 'sample_free_camera', 'furniture_below', 'furniture', 'body_at', 'place_at_height',
-           'rank_from_below', 'sample_heights', 'sample_world']
+           'ON_GROUND', 'FLOORS', 'SKIES', 'LAYOUTS', 'sample_attributes', 'sample_camera', 'crowded', 'place_object',
+           'visible', 'sample_layout', 'sample_free_camera', 'furniture_below', 'furniture', 'body_at',
+           'place_at_height', 'rank_from_below', 'sample_heights', 'sample_world']
 
 # %% ../../nbs/world/03_layout.ipynb #aceafea0
 import numpy as np
@@ -64,6 +64,23 @@ def sample_camera(rng: np.random.Generator) -> Camera:
     azimuth, elevation, distance = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(14, 38)), rng.uniform(5, 7)
     return Camera.look_at(azimuth, elevation, distance)
 
+# %% ../../nbs/world/03_layout.ipynb #beb5c999
+def crowded(
+    body: Body,
+    w: tuple,  # its window
+    placed: list,  # (Body, window, ...) of what is already there
+    gap: float,  # metres that must be between two outlines on the ground
+    share: float,  # of the smaller window that may be shared
+    wider: float = 1.0,  # by which outlines are taken to be wider
+) -> bool:
+    "Whether a body is too near to another one, on the ground or in the image."
+    for other, o, *_ in placed:
+        between = np.hypot(body.x - other.x, body.y - other.y) - wider * (body.reach + other.reach)
+        both = max(0, min(w[2], o[2]) - max(w[0], o[0])) * max(0, min(w[3], o[3]) - max(w[1], o[1]))
+        if between < gap or both > share * min((w[2] - w[0]) * (w[3] - w[1]), (o[2] - o[0]) * (o[3] - o[1])):
+            return True
+    return False
+
 # %% ../../nbs/world/03_layout.ipynb #1af5556d
 def place_object(
     rng: np.random.Generator,
@@ -84,12 +101,7 @@ def place_object(
     w = body.window(camera)
     if min(w) < margin or max(w) > 1 - margin:
         return None
-    for other, o in placed:
-        gap = np.hypot(x - other.x, y - other.y) - body.reach - other.reach
-        both = max(0, min(w[2], o[2]) - max(w[0], o[0])) * max(0, min(w[3], o[3]) - max(w[1], o[1]))
-        if gap < 0.06 or both > 0.5 * min((w[2] - w[0]) * (w[3] - w[1]), (o[2] - o[0]) * (o[3] - o[1])):
-            return None
-    return body, w
+    return None if crowded(body, w, placed, gap=0.06, share=0.5) else (body, w)
 
 # %% ../../nbs/world/03_layout.ipynb #a5d94006
 MIN_AREA = 0.0015  # smallest visible area of an object, as a fraction of the image
@@ -211,11 +223,8 @@ def place_at_height(
     w = body.window(camera)
     if min(w) < margin or max(w) > 1 - margin:
         return None
-    for other, o, _ in placed:
-        gap = np.hypot(body.x - other.x, body.y - other.y) - 1.2 * (body.reach + other.reach)
-        both = max(0, min(w[2], o[2]) - max(w[0], o[0])) * max(0, min(w[3], o[3]) - max(w[1], o[1]))
-        if gap < 0.05 or both > 0.4 * min((w[2] - w[0]) * (w[3] - w[1]), (o[2] - o[0]) * (o[3] - o[1])):
-            return None
+    if crowded(body, w, placed, gap=0.05, share=0.4, wider=1.2):
+        return None
     held = furniture(rng, body)
     beside = [np.hypot(p.x - camera.position[0], p.y - camera.position[1]) - p.reach for p in held]
     return (body, w, held) if min(beside, default=1.0) > 0.8 else None
