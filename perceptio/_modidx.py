@@ -1965,6 +1965,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'perceptio/method/model.py'),
                                         'perceptio.method.model.PerceptioParts.query_positions': ( 'method/model.html#perceptioparts.query_positions',
                                                                                                    'perceptio/method/model.py'),
+                                        'perceptio.method.model.PerceptioParts.split_states': ( 'method/model.html#perceptioparts.split_states',
+                                                                                                'perceptio/method/model.py'),
                                         'perceptio.method.model.block_loss': ('method/model.html#block_loss', 'perceptio/method/model.py'),
                                         'perceptio.method.model.build_language': ( 'method/model.html#build_language',
                                                                                    'perceptio/method/model.py'),
