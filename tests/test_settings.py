@@ -86,6 +86,7 @@ def test_smoke_has_the_shape_of_tiny():
         ),
         *("vision_hidden", "vision_layers", "vision_heads", "vision_mlp", "text_hidden", "text_layers", "text_mlp"),
         "depth_size",
+        *("code_prediction", "decode", "block_weight"),  # as the published sizes; tests of the block ask for it
         *("n_train", "n_val", "n_test", "lr", "mask_lr"),
     }
 
@@ -95,6 +96,7 @@ CHANGED = {  # by each ablation, from the full 8B: Tables 3 to 5, and how codes 
     "no_seg": {"use_seg", "mix_res", "mix_grounded", "mask_ce", "mask_dice"},
     "no_depth_recon": {"lambda_recon"},
     "no_depth_tokens": {"lambda_depth"},
+    "sequential": set(),
     "block": {"code_prediction", "decode"},
     "joint": {"code_prediction", "decode"},
 }
