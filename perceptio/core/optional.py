@@ -41,6 +41,7 @@ OPTIONAL = {  # by the package's name
         "'git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper'",
     ),
     "scikit-image": Package("skimage", "the photograph in nbs/data/10_depth_teacher.ipynb", "pip install scikit-image"),
+    "scikit-learn": Package("sklearn", "the audit of shortcuts", "pip install scikit-learn"),
 }
 
 # %% ../../nbs/core/06_optional.ipynb #5c7b29db

@@ -32,6 +32,7 @@ from ..method.generation import Perceptio
 from ..method.model import build_model
 from ..method.samples import Collator, Sample, Turn, prompt_ids, wants
 from ..method.tokens import PerceptionGrammar, parse_output
+from ..train.trainer import use_bf16
 
 # %% ../../nbs/report/03_cost.ipynb #a766f91f
 def count_flops(
@@ -244,16 +245,27 @@ def cost_table(
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/report/03_cost.ipynb #b77a0a52
+def _training_batch(model, tokenizer, samples):
+    "A batch as training takes it: where the settings keep SAM2's features, they are computed before."
+    pixels = model.mask_head.preprocess if model.mask_head is not None else None
+    batch = Collator(tokenizer, model.vocab, model.settings, sam_pixels=pixels)(list(samples))
+    if model.settings.cache_sam_features and "sam_pixels" in batch:
+        with torch.no_grad():
+            batch["features"] = model.mask_head.encode(batch.pop("sam_pixels"))
+    return {name: value for name, value in batch.items() if name != "keys"}
+
+
 def _loss_of(model, batch):
     "The total loss of a batch, whose gradients of before are gone."
     model.zero_grad(set_to_none=True)
-    return model(**batch)["loss"]
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=use_bf16(model.settings)):
+        return model(**batch)["loss"]
 
 # %% ../../nbs/report/03_cost.ipynb #fb042536
 def training_costs(
     settings: Settings,
     codebook: DepthCodebook,
-    samples: Sequence[Sample],  # one batch, with maps and codes
+    samples: Sequence[Sample],  # one batch, some with maps and codes
     repeats: int = 3,  # timed rounds, after one that is not timed
 ) -> pd.DataFrame:  # a row per code_prediction: operations of the forward pass, seconds (median), and their ratios
     "A training step's passes with the codes learnt one after another, by block, or in both ways."
@@ -261,10 +273,7 @@ def training_costs(
     for prediction, learnt in LEARNT.items():
         own = replace(settings, code_prediction=prediction, decode=learnt[0])
         model, tokenizer = build_model(own, codebook)
-        pixels = model.mask_head.preprocess if model.mask_head is not None else None
-        batch = Collator(tokenizer, model.vocab, own, sam_pixels=pixels)(list(samples))
-        batch.pop("keys")
-        steps[prediction] = partial(_loss_of, model.train(), batch)
+        steps[prediction] = partial(_loss_of, model.train(), _training_batch(model, tokenizer, samples))
     operations = {prediction: count_flops(step)[0] for prediction, step in steps.items()}
     for repeat in range(repeats + 1):
         for prediction, step in steps.items():

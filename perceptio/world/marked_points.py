@@ -226,14 +226,14 @@ def marked_question(
     scene: Scene,
     n: int,  # points, a key of BANDS
     rng: np.random.Generator,
-    debias: bool = True,  # False: any valid set, shortcuts and all
+    debias: bool = True,  # False: any valid set, shortcuts and all; at every height no shortcut needs it
     tries: int = 12,  # bands that are searched
     pool: PointPool | None = None,  # of this scene, to share between calls
 ) -> MarkedQuestion | None:  # None when the scene offers no such question
     """Points on different objects of which one is clearly the nearest and is not given away by place or size."""
     if n not in BANDS:
         raise ValueError(f"no marked questions with {n!r} points; choose one of {sorted(BANDS)}")
-    pool = pool or PointPool(scene)
+    pool, debias = pool or PointPool(scene), debias and scene.layout == "floor"
     sets = np.concatenate([draw_sets(pool, n, rng, tilt=0.7 if debias else 0.0) for _ in range(tries)])
     sets = sets[valid(pool, sets)]
     if debias:

@@ -36,12 +36,12 @@ from perceptio.core.files import (
 )
 from ..core.foreign import READ_ERRORS, check_keys
 from ..core.notebook import project_root
-from .layout import LAYOUTS, sample_world
+from .layout import LAYOUTS, carriers, sample_world
 from .raycast import pixel_centres, seen_normals, trace
 from .shading import render
 
 # %% ../../nbs/world/04_scenes.ipynb #a023eaf1
-GENERATOR_VERSION = 1  # raised whenever make_scene returns something else for the same arguments
+GENERATOR_VERSION = {"floor": 1, "heights": 2}  # raised when make_scene returns something else for the same arguments
 SPLITS = ("base", "train", "val", "testA", "testB")  # base: the tiny base model's pretraining
 
 # %% ../../nbs/world/04_scenes.ipynb #bc3b3ea2
@@ -65,7 +65,7 @@ class Scene:
     image: np.ndarray  # (H, W, 3) uint8
     depth: np.ndarray  # (H, W) float32, metres along the view axis, 20 at most
     ids: np.ndarray  # (H, W) uint8: 0 = background, k = object k
-    objects: list  # of dict: id, the five attributes, area, box, center, distance
+    objects: list  # of dict: id, the five attributes, area, box, center, distance; on = id of what it stands on
     seed: int = -1  # of its data set: with split, index and layout it says which world this is; -1 = not known
     layout: str = "floor"  # one of LAYOUTS
 
@@ -86,15 +86,16 @@ def visible_objects(
     depth: np.ndarray,  # (H, W) metres
     ids: np.ndarray,  # (H, W)
 ) -> list[dict]:  # one record per object, JSON-ready
-    "What is visible of each object: area, box, centroid, median depth."
-    out = []
+    "What is visible of each object: area, box, centroid, median depth; and the object that it stands on, if on any."
+    out, below = [], carriers(bodies)
     for k, b in enumerate(bodies, 1):
         y, x = np.nonzero(ids == k)
         box = [int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1]
         center = [round(float(x.mean()) + 0.5, 2), round(float(y.mean()) + 0.5, 2)]
         distance = round(float(np.median(depth[y, x])), 3)
         kept = {a: getattr(b, a) for a in ("shape", "color", "size", "material", "pattern")}
-        out.append(dict(id=k, **kept, area=len(x), box=box, center=center, distance=distance))
+        stands = {"on": below[k - 1] + 1} if below[k - 1] >= 0 else {}
+        out.append(dict(id=k, **kept, area=len(x), box=box, center=center, distance=distance, **stands))
     return out
 
 # %% ../../nbs/world/04_scenes.ipynb #f3ad589a
@@ -278,7 +279,7 @@ def write_split(
     _check_kind(split, layout)
     if n < 1:
         raise ValueError(f"n is {n}: a split needs at least one scene")
-    target, plan = Path(root) / split, dict(split=split, n=n, seed=seed, px=px, version=GENERATOR_VERSION)
+    target, plan = Path(root) / split, dict(split=split, n=n, seed=seed, px=px, version=GENERATOR_VERSION[layout])
     plan |= {} if layout == "floor" else dict(layout=layout)
     make_once(target, lambda: _render(target, plan, workers, progress), f"split {split!r} in {target.parent.name}")
     _refuse_other(f"{target} already holds", SceneStore(target).meta, plan)
