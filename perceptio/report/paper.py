@@ -322,16 +322,17 @@ def cost_per_answer(
     text_tokens: tuple[int, ...] = (1, 10, 30, 100, 300),  # lengths of the answer
     paper: dict | None = None,  # from `reported`, None = read it
 ) -> pd.DataFrame:  # seconds
-    "Seconds per answer that follow from the printed seconds per 100 tokens, if every token takes the same time."
+    "Seconds per answer that follow from the printed seconds per 100 tokens, if every pass takes the same time."
     ours, theirs = (
         value("Inference cost", row, "s per 100 tokens", paper) / 100 for row in ("Perceptio-8B", "Sa2VA-8B")
     )
     extra = value("Training", "n depth tokens", "value", paper) + 3  # [seg] and two markers
     rows = {
-        t: [ours * (t + extra), ours * t, theirs * (t + 1), ours * (t + extra) / (theirs * (t + 1))]
+        t: [ours * (t + extra), ours * (t + 4), ours * t, theirs * (t + 1), ours * (t + extra) / (theirs * (t + 1))]
         for t in text_tokens
     }
-    heads = ["Perceptio-8B", "Perceptio-8B, no perception", "Sa2VA-8B with [SEG]", "ratio to Sa2VA-8B"]
+    own = [f"Perceptio-8B{what}" for what in ("", ", codes in one pass", ", no perception")]
+    heads = [*own, "Sa2VA-8B with [SEG]", "ratio to Sa2VA-8B"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=heads).rename_axis("text tokens").round(2)
 
 # %% ../../nbs/report/04_paper.ipynb #35cff4c2
