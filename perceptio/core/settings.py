@@ -343,9 +343,8 @@ ABLATIONS = {
     "sequential": SEQUENTIAL,  # Eq. 1, one code after another: what the published sizes do anyway
     "block": dict(code_prediction="block", decode="block"),  # ours: all codes in one pass, what tiny does anyway
     "joint": dict(code_prediction="joint", decode="block"),  # ours: both ways are learnt
-    "no_perception": WITHOUT_DEPTH
-    | WITHOUT_SEG
-    | dict(dense="depth"),  # not in the paper: on text alone, no dense token
+    # not in the paper: on text alone, no dense token
+    "no_perception": WITHOUT_DEPTH | WITHOUT_SEG | dict(dense="depth"),
 }
 
 # %% ../../nbs/core/03_settings.ipynb #63c5ea81

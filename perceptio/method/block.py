@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CodeBlock', 'find_blocks', 'block_attention', 'query_positions', 'BlockQueries', 'reveal_codes', 'block_token_term',
-           'block_codes', 'block_terms', 'causal_labels']
+           'block_codes', 'block_terms', 'causal_labels', 'rows_apart']
 
 # %% ../../nbs/method/14_block.ipynb #b0ace2ea
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -161,3 +161,22 @@ def causal_labels(
         return labels
     is_code = torch.stack([span.is_code(labels) for span in vocab.dense.values()]).any(0)
     return labels.masked_fill(is_code, -100)
+
+# %% ../../nbs/method/14_block.ipynb #4649136d
+def rows_apart(
+    rows: Tensor,  # (B,) bool: those that have a span
+    input_ids: Tensor,  # (B, T)
+    pixel_values: Tensor | None,  # tiles of all rows, in their order
+    tiles: Tensor,  # (B,) how many each row has
+    with_span: Callable,  # ids, tiles, rows -> (b, T, H), [(b, n, H) of each block]
+    without: Callable,  # ids, tiles -> (b, T, H)
+) -> tuple[Tensor, list[Tensor]]:  # (B, T, H); (B, n, H) of each block, zeros in the other rows
+    "A pass of the rows that have a span and one of the others, in the order of the batch."
+    if rows.all():
+        return with_span(input_ids, pixel_values, rows)
+    pixels = lambda own: pixel_values[own.repeat_interleave(tiles)] if tiles[own].any() else None  # noqa: E731
+    hidden, states = with_span(input_ids[rows], pixels(rows), rows)
+    others = without(input_ids[~rows], pixels(~rows))
+    back = torch.cat([rows.nonzero(), (~rows).nonzero()]).flatten().argsort()
+    whole = lambda own, rest: torch.cat([own, rest.to(own.dtype)])[back]  # noqa: E731
+    return whole(hidden, others), [whole(s, s.new_zeros(len(others), *s.shape[1:])) for s in states]

@@ -38,6 +38,7 @@ from perceptio.method.block import (
     find_blocks,
     query_positions,
     reveal_codes,
+    rows_apart,
 )
 from .codebook import DepthCodebook
 from perceptio.method.losses import (
@@ -307,28 +308,6 @@ class PerceptioParts(nn.Module):
             ).last_hidden_state
         return states[:, :length], list(states[:, length:].split([b.span.n_tokens for b in blocks], 1))
 
-    def split_states(
-        self,
-        rows: Tensor,  # (B,) bool: those that have a span
-        input_ids: Tensor,  # (B, T), right-padded
-        pixel_values: Tensor | None,
-        blocks: Sequence[CodeBlock],
-        codes: Sequence[Tensor],  # (B, n) of each block
-        known: Sequence[Tensor],  # (B, n) bool
-    ) -> tuple[Tensor, list[Tensor]]:  # as of `block_states`; zeros in the blocks of the other rows
-        "`block_states` of the rows that have a span, `hidden_states` of the others, which need no queries."
-        if rows.all():
-            return self.block_states(input_ids, pixel_values, blocks, codes, known)
-        tiles = (input_ids == self.inner.config.image_token_id).sum(1) // image_tokens(self.settings)
-        pixels = lambda own: pixel_values[own.repeat_interleave(tiles)] if tiles[own].any() else None  # noqa: E731
-        kept = [b._replace(start=b.start[rows], valid=b.valid[rows]) for b in blocks]
-        shown = [[t[rows] for t in tensors] for tensors in (codes, known)]
-        hidden, states = self.block_states(input_ids[rows], pixels(rows), kept, *shown)
-        others = self.hidden_states(input_ids[~rows], pixels(~rows))
-        back = torch.cat([rows.nonzero(), (~rows).nonzero()]).flatten().argsort()
-        whole = lambda own, rest: torch.cat([own, rest.to(own.dtype)])[back]  # noqa: E731
-        return whole(hidden, others), [whole(s, s.new_zeros(len(others), *s.shape[1:])) for s in states]
-
 # %% ../../nbs/method/15_model.ipynb #695e1d02
 def zero_gradients(module: nn.Module) -> Tensor | float:
     "0, with a path to every trained parameter of a module: the gradient of each is zero."
@@ -391,9 +370,15 @@ class PerceptioModel(PerceptioParts):
         blocks, most = list(found.values()), self.settings.block_reveal if self.training else 0.0
         codes = [block_codes(labels, block) for block in blocks]
         known = [reveal_codes(*c.shape, most, labels.device) for c in codes]
+
+        def with_span(ids, pixels, rows):
+            kept = [b._replace(start=b.start[rows], valid=b.valid[rows]) for b in blocks]
+            return self.block_states(ids, pixels, kept, [c[rows] for c in codes], [k[rows] for k in known])
+
         rows = torch.stack([block.valid for block in blocks]).any(0)
         rows |= self.settings.parallel == "fsdp2"  # whose devices have to make the same passes
-        hidden, states = self.split_states(rows, input_ids, pixel_values, blocks, codes, known)
+        tiles = (input_ids == self.inner.config.image_token_id).sum(1) // image_tokens(self.settings)
+        hidden, states = rows_apart(rows, input_ids, pixel_values, tiles, with_span, self.hidden_states)
         for (name, block), own, shown in zip(found.items(), states, known):
             target = None if self.settings.recon_target == "codes" else maps[name]
             terms[name] = block_terms(own, labels, block, shown, self.inner.lm_head, self.codebooks[name], target)

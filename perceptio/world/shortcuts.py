@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OBJECT_FEATURES', 'MARKER_FEATURES', 'Choice', 'object_features', 'marker_features', 'marked_choices',
-           'nearer_choices', 'collect', 'chance', 'rule_accuracy', 'combined_accuracy', 'audit_table']
+           'nearer_choices', 'collect', 'chance', 'rule_accuracy', 'combined_accuracy', 'shortcut_table']
 
 # %% ../../nbs/world/09_shortcuts.ipynb #40ed2e08
 from collections.abc import Callable, Iterable, Sequence
@@ -112,10 +112,10 @@ def rule_accuracy(
     names: Sequence[str],  # of the features
 ) -> pd.Series:  # rule -> share right, the best first
     "How often the candidate with the most or the least of a feature is the right one."
-    most, least = (
-        np.mean([pick(c.features, 0) == c.right for c in choices], 0) for pick in (np.argmax, np.argmin)
-    )
-    rules = {f"most: {name}": s for name, s in zip(names, most)} | {f"least: {name}": s for name, s in zip(names, least)}
+    most, least = (np.mean([pick(c.features, 0) == c.right for c in choices], 0) for pick in (np.argmax, np.argmin))
+    rules = {f"most: {name}": s for name, s in zip(names, most)} | {
+        f"least: {name}": s for name, s in zip(names, least)
+    }
     return pd.Series(rules).sort_values(ascending=False)
 
 # %% ../../nbs/world/09_shortcuts.ipynb #d4922cd3
@@ -166,7 +166,7 @@ def combined_accuracy(
     return {name: float(np.mean(hits)) for name, hits in right.items()}
 
 # %% ../../nbs/world/09_shortcuts.ipynb #6e0be917
-def audit_table(
+def shortcut_table(
     choices: Sequence[Choice],
     names: Sequence[str],  # of the features
     rules: int = 3,  # how many of the best are shown
