@@ -367,10 +367,10 @@ def _attribute_question(facts, rng, key):
     return Question(f"what {key} is {text} : {' or '.join(options)} ?", answer, key, options, (i,))
 
 # %% ../../nbs/world/05_questions.ipynb #fa7049a3
-def _pair(facts, rng, word):
+def _pair(facts, rng, word, keep=lambda i, j: True):
     """Ids and descriptions of two objects, the first clearly more `word` than the second."""
     ids, score = sorted(facts.ids), facts.score[word]
-    pairs = [(i, j) for i in ids for j in ids if score[i] - score[j] > 1]
+    pairs = [(i, j) for i in ids for j in ids if score[i] - score[j] > 1 and keep(i, j)]
     for k in rng.permutation(len(pairs)):
         wheres = [distinguish(facts, i, rng) for i in pairs[k]]
         if all(wheres):
@@ -389,8 +389,9 @@ def _relation_question(facts, rng):
 
 
 def _nearer_question(facts, rng):
-    """Which of two described objects is nearer, by its place in the question."""
-    if not (pair := _pair(facts, rng, "in front of")):
+    """Which of two described objects is nearer, by its place in the question; at every height the lower or upper one."""
+    row, lower = facts.score["lowest"], None if ON not in facts.relations else bool(rng.integers(2))
+    if not (pair := _pair(facts, rng, "in front of", lambda i, j: lower in (None, row[i] > row[j]))):
         return None
     answer = ("first", "second")[rng.integers(2)]
     step = 1 if answer == "first" else -1
