@@ -65,19 +65,19 @@ def marked_choices(
 ) -> list[Choice]:
     "Marked questions, as the mixture asks them."
     found = []
-    for k, scene in enumerate(scenes):
-        pool, rng = PointPool(scene), np.random.default_rng((k, 9))
+    for scene in scenes:
+        pool, rng = PointPool(scene), np.random.default_rng((scene.index, 9))
         asked = [marked_question(scene, n, rng, pool=pool) for n in BANDS for _ in range(draws)]
-        found += [Choice(k, marker_features(scene, q), q.letters.index(q.answer)) for q in asked if q]
+        found += [Choice(scene.index, marker_features(scene, q), q.letters.index(q.answer)) for q in asked if q]
     return found
 
 
 def nearer_choices(scenes: Iterable[Scene]) -> list[Choice]:
     "Questions which of two objects is nearer."
     found = []
-    for k, scene in enumerate(scenes):
-        for q in vqa(scene, np.random.default_rng((k, 9)), kinds=("nearer",)):
-            found.append(Choice(k, object_features(scene, q.about), q.options.index(q.answer)))
+    for scene in scenes:
+        for q in vqa(scene, np.random.default_rng((scene.index, 9)), kinds=("nearer",)):
+            found.append(Choice(scene.index, object_features(scene, q.about), q.options.index(q.answer)))
     return found
 
 # %% ../../nbs/world/09_shortcuts.ipynb #e0169a73
@@ -97,7 +97,7 @@ def collect(
                 return {name: choices[:questions] for name, choices in found.items()}
             scene = make_scene(seed, "train", k, layout=layout)
             for name in lacking:
-                new = [choice._replace(scene=k) for choice in kinds[name]([scene])]
+                new = kinds[name]([scene])
                 bar.update(min(len(new), questions - len(found[name])))
                 found[name] += new
 
