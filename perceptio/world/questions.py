@@ -389,9 +389,11 @@ def _relation_question(facts, rng):
 
 
 def _nearer_question(facts, rng):
-    """Which of two described objects is nearer, by its place in the question; at every height the lower or upper one."""
-    row, lower = facts.score["lowest"], None if ON not in facts.relations else bool(rng.integers(2))
-    if not (pair := _pair(facts, rng, "in front of", lambda i, j: lower in (None, row[i] > row[j]))):
+    """Which of two described objects is nearer, by its place in the question; at every height given away by nothing."""
+    row, area = facts.score["lowest"], {i: o.get("area", 0) for i, o in facts.objects.items()}
+    drawn = None if ON not in facts.relations else tuple(rng.random(2) < 0.5)  # is the nearer one lower, is it larger
+    keep = lambda i, j: drawn in (None, (row[i] > row[j], area[i] > area[j]))  # noqa: E731
+    if not (pair := _pair(facts, rng, "in front of", keep)):
         return None
     answer = ("first", "second")[rng.integers(2)]
     step = 1 if answer == "first" else -1
