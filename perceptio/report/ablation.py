@@ -31,7 +31,7 @@ from ..world.mixture import world, world_hash
 ROWS = {  # ablation -> how tables print it
     "full": "P", "no_depth": "P (-Depth)", "no_seg": "P (-Seg)", "no_depth_recon": "P (-Depth-Rec)",
     "no_depth_tokens": "P (-Depth-Gen)", "no_perception": "text only",
-    "block": "P, codes in one pass", "joint": "P, codes in both ways",
+    "sequential": "P, one code after another", "block": "P, codes in one pass", "joint": "P, codes in both ways",
 }  # fmt: skip
 
 # %% ../../nbs/report/02_ablation.ipynb #0419f372
@@ -194,6 +194,7 @@ WITHOUT = {  # ablation -> what was taken away, in words
     "no_depth_recon": "no depth-map loss (Eq. 10)",
     "no_depth_tokens": "no depth-token losses (Eq. 4-7)",
     "no_perception": "text only: neither masks nor depth",
+    "sequential": "codes one after another",
     "block": "codes in one pass",
     "joint": "codes learnt in both ways",
 }
