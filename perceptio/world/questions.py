@@ -389,7 +389,7 @@ def _relation_question(facts, rng):
 
 
 def _nearer_question(facts, rng):
-    """Which of two described objects is nearer, by its place in the question; row and size do not decide at every height."""
+    """Which of two described objects is nearer; at every height neither row nor size decides."""
     row, area = facts.score["lowest"], {i: o.get("area", 0) for i, o in facts.objects.items()}
     drawn = None if ON not in facts.relations else tuple(rng.random(2) < 0.5)  # is the nearer one lower, is it larger
     keep = lambda i, j: drawn in (None, (row[i] > row[j], area[i] > area[j]))  # noqa: E731
