@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory):
     model, tokenizer = build_model(settings, codebook)
     with torch.no_grad():
         head = model.backbone.get_output_embeddings().weight
-        rows = tokenizer.convert_tokens_to_ids([*WORDS, tokenizer.eos_token])
+        rows = [i for (i,) in tokenizer([*WORDS, tokenizer.eos_token]).input_ids]
         head[rows] = torch.randn(len(rows), head.shape[1]) * 6 * head.std()
         for name, weight in model.backbone.named_parameters():
             if "language_model" in name and weight.ndim == 2 and ("self_attn" in name or "mlp" in name):

@@ -171,6 +171,7 @@ class DataSettings:
     mix_res: float  # weight of referring-expression segmentation
     mix_joint: float  # weight of the joint set: mask, depth and description
     mix_marked_points: float  # weight of which-point-is-closest questions
+    marked_questions: int  # of the built-in world: so many different ones in all; 0 = a new one each time
     mix_depth: float  # weight of depth maps with a text answer
     mix_vqa: float  # weight of questions answered in text
     mix_caption: float  # weight of captions
@@ -214,7 +215,7 @@ def check_choices(
 # %% ../../nbs/core/03_settings.ipynb #1cc990df
 MAY_BE_ZERO = (
     *("seed", "vocab_size", "mask_points", "mask_size", "save_steps", "held_out", "eval_steps", "workers"),
-    *("max_steps", "n_train", "n_val", "n_test"),
+    *("max_steps", "n_train", "n_val", "n_test", "marked_questions"),
 )
 BELOW_ONE = ("lora_dropout", "beta1", "beta2", "warmup")
 MOST_CODES = 255  # K: stored as bytes, of which caches keep one for rows without codes
@@ -277,8 +278,7 @@ def check_combinations(
         )
     if s.data == "scenes" and s.rebalance:
         raise ValueError(
-            "rebalance = yes with data = scenes: the built-in scenes differ little in length, and theirs are not known "
-            "beforehand; set rebalance = no"
+            "rebalance = yes with data = scenes: built-in scenes differ little in length; set rebalance = no"
         )
 
 # %% ../../nbs/core/03_settings.ipynb #7bf25fb9

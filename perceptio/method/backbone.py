@@ -9,6 +9,7 @@ __all__ = ['SPECIALS', 'FLASH', 'LORA_TARGETS', 'build_tokenizer', 'image_tokens
            'init_new_rows', 'code_noise', 'add_tokens', 'set_trainable', 'with_lora']
 
 # %% ../../nbs/method/11_backbone.ipynb #8bd488ac
+import string
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,29 +29,32 @@ from .sam import IMAGE_MEAN, IMAGE_STD
 from .tokens import PerceptionVocab, perception_tokens
 
 # %% ../../nbs/method/11_backbone.ipynb #4c1e34f9
-SPECIALS = ("<pad>", "<unk>", *TEMPLATE)
+SPECIALS = ("<pad>", *TEMPLATE)
 
 
 def build_tokenizer(
-    words: Sequence[str],  # every word the model may read or write
+    words: Sequence[str],  # each becomes one token; any other text is spelt
 ):  # -> PreTrainedTokenizerFast
-    "Word-level tokenizer over `words` with InternVL's special tokens."
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    "Byte-level BPE over `words` with InternVL's special tokens."
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
+    from tokenizers import pre_tokenizers as splits
     from transformers import PreTrainedTokenizerFast
 
     if clash := sorted(set(words) & set(SPECIALS)):
         raise ValueError(f"words {clash} are special tokens: remove them from the word list")
-    names = [*SPECIALS, *dict.fromkeys(("user", "assistant", *words))]
-    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="<unk>"))
-    core.normalizer, core.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        eos_token="<|im_end|>",
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIALS[2:])})
+    core = Tokenizer(models.BPE())
+    core.normalizer = normalizers.Lowercase()
+    one_by_one = splits.ByteLevel(add_prefix_space=True, use_regex=False)
+    core.pre_tokenizer = splits.Sequence([splits.BertPreTokenizer(), one_by_one])  # at blanks and around punctuation
+    letters = decoders.Replace(Regex(r"^\("), "Ġ(")  # an added token such as (A) has no blank of its own
+    core.decoder = decoders.Sequence([letters, decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    alphabet = dict(special_tokens=list(SPECIALS), initial_alphabet=sorted(splits.ByteLevel.alphabet()))
+    until_whole = trainers.BpeTrainer(vocab_size=100_000, show_progress=False, **alphabet)  # more than ever needed
+    core.train_from_iterator([*string.punctuation, "user", "assistant", *words], until_whole)
+    special = dict(pad_token="<pad>", eos_token="<|im_end|>", additional_special_tokens=list(TEMPLATE))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **special)
+    signs = [word for word in dict.fromkeys(words) if len(core.pre_tokenizer.pre_tokenize_str(word)) > 1]
+    tokenizer.add_tokens([AddedToken(sign, normalized=False) for sign in signs])  # such as (A), with its capital
     return tokenizer
 
 # %% ../../nbs/method/11_backbone.ipynb #7b3c14b5
@@ -274,7 +278,7 @@ def build_backbone(
     settings: Settings,
     device: str = "cpu",  # "meta" builds shapes without memory
     vocab_size: int = 0,  # rows before the perception tokens; 0 = settings.vocab_size
-    image_token_id: int = 6,  # id of <IMG_CONTEXT>
+    image_token_id: int = SPECIALS.index("<IMG_CONTEXT>"),  # its id in a tokenizer of `build_tokenizer`
 ):  # -> InternVLForConditionalGeneration
     "Randomly initialised backbone with the rows of the perception tokens appended."
     from transformers import InternVLForConditionalGeneration

@@ -8,6 +8,7 @@ __all__ = ['GROUPS', 'cell_words', 'object_table', 'cell_owners', 'marker_cells'
 
 # %% ../../nbs/pretrain/05_vision.ipynb #522acf3c
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -88,8 +89,8 @@ def mirrored(scene: Scene) -> Scene:
     "The scene seen in a mirror: image, instance map and boxes."
     size = scene.image.shape[1]
     flip = lambda o: o | {"box": [size - o["box"][2], o["box"][1], size - o["box"][0], o["box"][3]]}  # noqa: E731
-    arrays = (a[:, ::-1] for a in (scene.image, scene.depth, scene.ids))
-    return Scene(scene.index, scene.split, *arrays, [flip(o) for o in scene.objects])
+    arrays = {name: getattr(scene, name)[:, ::-1] for name in ("image", "depth", "ids")}
+    return replace(scene, **arrays, objects=[flip(o) for o in scene.objects])
 
 # %% ../../nbs/pretrain/05_vision.ipynb #5aae1b92
 class CellDataset(Dataset):

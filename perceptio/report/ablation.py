@@ -107,14 +107,20 @@ def ablate(
     scenes: int = 150,  # see run_ablation
     markers: int = 100,
     progress: Callable[[str], None] = lambda name: None,  # called with the name of each run before it
+    variants: dict[str, dict] | None = None,  # name -> settings, none of which codebook or features depend on
 ) -> list[str]:  # names of all runs, recorded
     "Train and record every run that is not recorded yet, seed after seed."
     stores, folder = world(settings, progress=not in_test()), run_dir(prefix) / "codebook"
     shared = folder.relative_to(home_dir())
     ensure_codebook(settings, stores["train"], folder)
     others = run_others(changed_settings(settings, codebook=""), prefix, stores["train"])
-    plan = {run_name(a, seed, prefix): (a, seed) for seed in seeds for a in ablations}
-    chosen = {name: changed_settings(settings, a, seed=seed, codebook=str(shared)) for name, (a, seed) in plan.items()}
+    plan = {
+        run_name(a, seed, f"{prefix}-{variant}" if variant else prefix): (a, dict(seed=seed) | own)
+        for seed in seeds
+        for variant, own in (variants or {"": {}}).items()
+        for a in ablations
+    }
+    chosen = {name: changed_settings(settings, a, codebook=str(shared), **own) for name, (a, own) in plan.items()}
     todo = [name for name, s in chosen.items() if not is_recorded(name, s, world_hash(stores))]
     prepared = None
     for name in todo:

@@ -63,9 +63,10 @@ def random_settings(
 
 # %% ../../nbs/testing/04_random_model.ipynb #0606561a
 def random_tokenizer(settings: Settings):  # -> PreTrainedTokenizerFast
-    "One word for every row of the embedding."
-    missing = max(0, settings.vocab_size - len(build_tokenizer(TEST_WORDS)))
-    return build_tokenizer([*TEST_WORDS, *(f"w{i}" for i in range(missing))])
+    "One token for every row of the embedding."
+    tokenizer = build_tokenizer(TEST_WORDS)
+    tokenizer.add_tokens([f"<w{i}>" for i in range(settings.vocab_size - len(tokenizer))])
+    return tokenizer
 
 # %% ../../nbs/testing/04_random_model.ipynb #906ff79f
 def random_model(
@@ -94,9 +95,9 @@ MIX_KINDS = ("vqa",) * 10 + ("grounded",) * 3 + ("depth", "res", "joint")
 PICTURES = ((480, 640), (480, 640), (427, 640), (640, 480), (375, 500))  # height, width; pixels
 
 
-def random_words(rng: np.random.Generator, words: Sequence[str], n: int) -> str:
-    "n random words."
-    return " ".join(rng.choice(words, n))
+def random_words(rng: np.random.Generator, n: int) -> str:
+    "n random words, of one token each."
+    return " ".join(rng.choice([word for word in TEST_WORDS if word.isalnum()], n))
 
 # %% ../../nbs/testing/04_random_model.ipynb #74a5a72d
 def ellipse(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:  # (H, W) bool, not empty
@@ -116,13 +117,12 @@ def made_up(
     kind: str,  # of MIX_KINDS
     index: int,  # draws from it
     settings: Settings,
-    words: Sequence[str],  # of the tokenizer
     blind: bool = False,  # text only
 ) -> Sample:
     "One random sample."
     s, rng = settings, np.random.default_rng([settings.seed, index])
     shape = PICTURES[index % len(PICTURES)] if s.max_tiles > 1 else (s.image_size, s.image_size)
-    say = lambda n: random_words(rng, words, max(2, n * s.max_length // 8192))  # noqa: E731
+    say = lambda n: random_words(rng, max(2, n * s.max_length // 8192))  # noqa: E731
     if kind == "vqa":
         turns = [Turn(say(15), say(50)) for _ in range(4)]
     elif kind == "grounded":
@@ -145,24 +145,20 @@ def made_up(
 # %% ../../nbs/testing/04_random_model.ipynb #9b14bfee
 def paper_like(
     settings: Settings,
-    tokenizer,
 ) -> list[Sample]:  # 16
     "Samples in the proportions of the paper's mixture, in an order that spreads them."
-    words = sorted(w for w in tokenizer.get_vocab() if w.isalnum())
     order = np.random.default_rng(settings.seed).permutation(len(MIX_KINDS))
-    return [made_up(MIX_KINDS[k], int(k), settings, words, blind=k == 0) for k in order]
+    return [made_up(MIX_KINDS[k], int(k), settings, blind=k == 0) for k in order]
 
 # %% ../../nbs/testing/04_random_model.ipynb #9d31298f
 def longest(
     settings: Settings,
-    tokenizer,
     collator: Collator,
 ) -> Sample:  # of exactly max_length tokens
     "A joint sample (mask, depth, text) whose answer fills the context."
-    words = sorted(w for w in tokenizer.get_vocab() if w.isalnum())
-    sample = made_up("joint", 0, settings, words)
+    sample = made_up("joint", 0, settings)
     (turn,), (_, _, (ids, _)) = sample.turns, collator.encode(sample)
-    more = random_words(np.random.default_rng(settings.seed), words, settings.max_length - len(ids))
+    more = random_words(np.random.default_rng(settings.seed), settings.max_length - len(ids))
     return replace(sample, turns=[replace(turn, answer=f"{turn.answer} {more}")])
 
 # %% ../../nbs/testing/04_random_model.ipynb #0e6359fb

@@ -157,8 +157,8 @@ def check_told_apart(rows: Iterable[dict], tokenizer) -> None:
                 raise ValueError(
                     f"{row.get('image', row['key'])}: {other!r} and {text!r} mean different things, and are the same"
                     f" to this model, which reads {tokenizer.decode(ids(text))!r} in both: words that it does not have"
-                    " are all alike. Use words that it has (word_report names those that it has not), or fine-tune a"
-                    " checkpoint of a published size"
+                    " are all alike, and so are capitals to a model that reads none. Use words that it tells apart"
+                    " (word_report names those that it has not), or fine-tune a checkpoint of a published size"
                 )
 
 

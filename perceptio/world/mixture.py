@@ -383,6 +383,8 @@ class SceneMixture(Dataset):
         source = SOURCES[rng.choice(len(SOURCES), p=self.weights)]
         rows = range(len(self.store))
         if source == "marked_points":  # three quarters are debiased; only four scenes in ten offer such a question
+            if limit := self.settings.marked_questions:  # one of so many, each always the same
+                rng = np.random.default_rng((self.settings.seed, int(rng.integers(limit)), 6))
             hard = rng.random() < 0.75
             rows = self.marked[hard] or self.marked[not hard]
         return self.make(source, int(rows[rng.integers(len(rows))]), rng)

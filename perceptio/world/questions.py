@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'Where', 'AXES', 'PICKS', 'RELATIONS', 'DEPTH_WORDS', 'HIGHER', 'ON', 'EXPRESSION_KINDS', 'REFSETS',
-           'NUMBER_WORDS', 'VQA_KINDS', 'WORLD_WORDS', 'HEIGHT_WORDS', 'Program', 'Facts', 'matching_objects',
-           'unambiguous', 'noun_phrase', 'program_text', 'Expression', 'distinguish', 'expressions', 'refset',
-           'Question', 'vqa', 'attribute_sentence', 'caption']
+           'NUMBER_WORDS', 'VQA_KINDS', 'NEARER_TILT', 'WORLD_WORDS', 'HEIGHT_WORDS', 'Program', 'Facts',
+           'matching_objects', 'unambiguous', 'noun_phrase', 'program_text', 'Expression', 'distinguish', 'expressions',
+           'refset', 'Question', 'vqa', 'attribute_sentence', 'caption']
 
 # %% ../../nbs/world/05_questions.ipynb #c85ad1ce
 from dataclasses import dataclass, field
@@ -55,14 +55,14 @@ class Facts:
     """Sets and scores of one scene's objects, computed once."""
 
     def __init__(self, scene: Scene):  # its objects' `center` is in pixels, `distance` in metres
-        self.split, width = scene.split, scene.image.shape[1]
+        self.split, self.width = scene.split, scene.image.shape[1]
         self.objects = {o["id"]: o for o in scene.objects}
         self.ids = frozenset(self.objects)
         self.has = {}
         for i, o in self.objects.items():
             for key in ATTRIBUTES:
                 self.has.setdefault((key, o[key]), set()).add(i)
-        place = lambda o: {"x": o["center"][0] / width, "y": o["center"][1] / width}
+        place = lambda o: {"x": o["center"][0] / self.width, "y": o["center"][1] / self.width}
         value = {i: place(o) | {"distance": float(np.log(o["distance"]))} for i, o in self.objects.items()}
         scores = lambda axis, sign: {i: sign * v[axis] / AXES[axis] for i, v in value.items()}
         self.score = {word: scores(axis, sign) for word, (axis, sign) in (PICKS | RELATIONS | HIGHER).items()}
@@ -388,12 +388,19 @@ def _relation_question(facts, rng):
     return pair and Question(text(*pair[1]), answer, "relation", options, pair[0])
 
 
+NEARER_TILT = (-7.0, 8.7, 0.83)  # per lower edge and upper edge (fractions of the width), and log area
+
+
+def _in_sight(facts, i, j):
+    """How far place and size give away that i is nearer than j: log odds."""
+    look = lambda o: (o["box"][3] / facts.width, o["box"][1] / facts.width, np.log(o["area"]))  # noqa: E731
+    return float(np.dot(NEARER_TILT, np.subtract(look(facts.objects[i]), look(facts.objects[j]))))
+
+
 def _nearer_question(facts, rng):
     """Which of two described objects is nearer; at every height neither row nor size decides."""
-    row, area = facts.score["lowest"], {i: o.get("area", 0) for i, o in facts.objects.items()}
-    drawn = None if ON not in facts.relations else tuple(rng.random(2) < 0.5)  # is the nearer one lower, is it larger
-    keep = lambda i, j: drawn in (None, (row[i] > row[j], area[i] > area[j]))  # noqa: E731
-    if not (pair := _pair(facts, rng, "in front of", keep)):
+    kept = lambda i, j: ON not in facts.relations or rng.random() < np.exp(-_in_sight(facts, i, j))  # noqa: E731
+    if not (pair := _pair(facts, rng, "in front of", kept)):
         return None
     answer = ("first", "second")[rng.integers(2)]
     step = 1 if answer == "first" else -1
