@@ -11,6 +11,8 @@ __all__ = ['HELD_OUT_PAIRS', 'MIN_AREA', 'PROBE', 'BOARD', 'CORD', 'CEILING', 'H
            'sample_heights', 'sample_world']
 
 # %% ../../nbs/world/03_layout.ipynb #aceafea0
+import math
+
 import numpy as np
 
 from perceptio.world.raycast import (
@@ -241,8 +243,9 @@ def body_at(
 ) -> Body | None:  # None when this draw does not fit
     "A body whose image point, distance and apparent size are drawn apart."
     u, v = rng.uniform(0.05, 0.95, 2)
-    t, apparent = (float(np.exp(rng.uniform(*np.log(limits)))) for limits in (DISTANCES, APPARENT))
-    ray, per_metre = camera.rays(np.array([u]), np.array([v]))[:, 0], apparent * 2 * np.tan(np.radians(camera.fov / 2))
+    t, apparent = (math.exp(rng.uniform(math.log(low), math.log(high))) for low, high in (DISTANCES, APPARENT))
+    ray = np.array([(u - 0.5) * camera.width, (0.5 - v) * camera.width, 1.0]) @ camera.axes
+    per_metre = apparent * camera.width
     half = HEIGHT[attributes["shape"]] * per_metre / 2  # of its height, for each metre of distance
     if rng.random() < ON_GROUND and half > ray[2]:
         t = float(camera.position[2] / (half - ray[2]))  # where it stands on the ground

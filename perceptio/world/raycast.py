@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'SIZES', 'FOV', 'FAR', 'CUBE_HALF', 'CYL_RADIUS', 'CYL_HEIGHT', 'CONE_RADIUS', 'CONE_HEIGHT', 'HEIGHT',
-           'REACH', 'HIT', 'Camera', 'pixel_centres', 'hit_sphere', 'hit_cube', 'hit_cylinder', 'hit_cone', 'normals',
-           'Body', 'trace', 'seen_normals']
+           'REACH', 'HIT', 'CORNERS', 'Camera', 'pixel_centres', 'hit_sphere', 'hit_cube', 'hit_cylinder', 'hit_cone',
+           'normals', 'Body', 'trace', 'seen_normals']
 
 # %% ../../nbs/world/01_raycast.ipynb #ee13afcb
+import math
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 
 import numpy as np
 
@@ -55,15 +58,21 @@ class Camera:
         x, y = (u - np.float32(0.5)) * s, (np.float32(0.5) - v) * s
         return np.stack([f + x * r + y * p for f, r, p in zip(self.forward, self.right, self.up)])
 
+    @cached_property
+    def axes(self) -> np.ndarray:  # (3, 3) float64: right, up, forward
+        return np.array([self.right, self.up, self.forward], np.float64)
+
+    @cached_property
+    def width(self) -> float:  # of the image, in metres at depth 1
+        return 2 * math.tan(math.radians(self.fov / 2))
+
     def project(
         self,
         points: np.ndarray,  # (3, N) world points
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # u, v, depth
         "Inverse of `rays`: image coordinates and depth of world points."
-        q = points - self.position[:, None]
-        s = 2 * np.tan(np.radians(self.fov / 2))
-        x, y, z = ((a[:, None] * q).sum(0) for a in (self.right, self.up, self.forward))
-        return x / (z * s) + 0.5, 0.5 - y / (z * s), z
+        x, y, z = self.axes @ (points - self.position[:, None])
+        return x / (z * self.width) + 0.5, 0.5 - y / (z * self.width), z
 
 # %% ../../nbs/world/01_raycast.ipynb #589c8679
 def pixel_centres(
@@ -167,6 +176,9 @@ def _on_base(p, radius):
     return (p[2] < 1e-3) & (np.hypot(p[0], p[1]) < radius * (1 - 1e-3))
 
 # %% ../../nbs/world/01_raycast.ipynb #48d08ebf
+CORNERS = np.array(list(product((-1.0, 1.0), (-1.0, 1.0), (0.0, 1.0)))).T  # (3, 8) of a box of half-widths and height 1
+
+
 @dataclass(frozen=True)
 class Body:
     "One object of the world: its attributes and where it stands."
@@ -214,18 +226,15 @@ class Body:
 
     def window(self, camera: Camera) -> tuple[float, float, float, float]:  # u0, v0, u1, v1 in [0, 1] of the image
         "Box of the image that holds the whole projection: the projected corners of a box around the object."
+        reach, cos, sin = (self.reach,) * 2, 1.0, 0.0
         if self.shape == "cube":
-            a, (wide, deep, _) = np.pi / 4 + np.arange(4) * np.pi / 2, self.scale
-            x, y = REACH["cube"] * wide * np.cos(a), REACH["cube"] * deep * np.sin(a)
-            c, s = np.cos(self.turn), np.sin(self.turn)
-            x, y = c * x - s * y, s * x + c * y
-        else:
-            x, y = self.reach * np.array([-1, -1, 1, 1]), self.reach * np.array([-1, 1, -1, 1])
-        corners = np.stack([np.tile(x + self.x, 2), np.tile(y + self.y, 2), self.z + np.repeat([0.0, self.height], 4)])
-        u, v, depth = camera.project(corners)
-        if depth.min() < 0.1:  # a corner beside or behind the camera has no place in the image
+            reach, cos, sin = [CUBE_HALF * k for k in self.scale[:2]], math.cos(self.turn), math.sin(self.turn)
+        x, y, z = CORNERS * np.array([[*reach, self.height]]).T
+        corners = np.array([cos * x - sin * y + self.x, sin * x + cos * y + self.y, z + self.z])
+        u, v, depth = (a.tolist() for a in camera.project(corners))
+        if min(depth) < 0.1:  # a corner beside or behind the camera has no place in the image
             return 0.0, 0.0, 1.0, 1.0
-        return u.min(), v.min(), u.max(), v.max()
+        return min(u), min(v), max(u), max(v)
 
 # %% ../../nbs/world/01_raycast.ipynb #324bbef9
 def trace(
