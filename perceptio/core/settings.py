@@ -172,6 +172,8 @@ class DataSettings:
     mix_joint: float  # weight of the joint set: mask, depth and description
     mix_marked_points: float  # weight of which-point-is-closest questions
     marked_questions: int  # of the built-in world: so many different ones in all; 0 = a new one each time
+    canvas_share: float  # in [0, 1]: of these questions, points on an empty canvas behind given codes
+    swap_share: float  # in [0, 1]: of them in the second half, another scene's codes with the answer that they give
     mix_depth: float  # weight of depth maps with a text answer
     mix_vqa: float  # weight of questions answered in text
     mix_caption: float  # weight of captions
@@ -219,7 +221,7 @@ MAY_BE_ZERO = (
 )
 BELOW_ONE = ("lora_dropout", "beta1", "beta2", "warmup")
 MOST_CODES = 255  # K: stored as bytes, of which caches keep one for rows without codes
-AT_MOST = dict(code_corruption=1, block_reveal=1, n_codes=MOST_CODES)
+AT_MOST = dict(code_corruption=1, block_reveal=1, canvas_share=1, swap_share=1, n_codes=MOST_CODES)
 
 
 def check_ranges(

@@ -26,7 +26,7 @@ from ..method.backbone import image_tiles, image_tokens
 from ..method.chat import never_written
 from ..method.generation import Perceptio
 from ..method.samples import perception_prefix, prompt_ids
-from ..world.marked_points import draw_markers
+from ..world.marked_points import draw_markers, empty_canvas
 
 # %% ../../nbs/evaluate/16_use.ipynb #471bb0d7
 @dataclass(frozen=True)
@@ -125,8 +125,7 @@ def on_canvas(
     markers: bool,
 ) -> MarkedItem:
     "The same question over a grey image, with its markers or without."
-    grey = np.full_like(item.image, 128)
-    question = item.question
+    grey, question = empty_canvas(item.image), item.question
     return replace(item, image=draw_markers(grey, question.points, question.letters) if markers else grey)
 
 # %% ../../nbs/evaluate/16_use.ipynb #37ba3690

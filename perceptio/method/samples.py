@@ -58,6 +58,7 @@ class Sample:
     scene: int = -1  # row of the feature cache, -1 = none
     meta: dict = field(default_factory=dict)  # what evaluation needs and training does not
     dense: dict[str, DenseMap] = field(default_factory=dict)  # of further dense tokens, by name
+    given: bool = False  # the codes are read and not learnt: nothing in the image says them
 
     def __post_init__(self):
         self.image = None if self.image is None else check_image(self.image)  # upright, whichever door it came through
@@ -169,6 +170,9 @@ def encode_sample(
             first=k == 0,
         )
         said, read = (answer_ids(turn, perceive, codes, tokenizer, vocab, settings) for codes in known)
+        if sample.given:
+            given = len(answer_ids(replace(turn, answer=""), perceive, known[0], tokenizer, vocab, settings)) - 1
+            said = [-100] * given + said[given:]
         ids += asked + read
         labels += [-100] * len(asked) + said
     if len(ids) > settings.max_length:

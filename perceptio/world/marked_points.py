@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLOSEST_QUESTION', 'AURORA_QUESTION', 'LETTERS', 'MARKED_WORDS', 'GLYPHS', 'RING', 'BANDS', 'BAND_CENTRE',
            'MIN_DISTANCE', 'NEAREST_GAP', 'PAIR_GAP', 'SHORTCUTS', 'MarkedQuestion', 'marker_boxes', 'draw_markers',
-           'interior', 'PointPool', 'valid', 'draw_sets', 'answer_ranks', 'debiased', 'marked_question',
+           'empty_canvas', 'interior', 'PointPool', 'valid', 'draw_sets', 'answer_ranks', 'debiased', 'marked_question',
            'shortcut_answer', 'shortcut_accuracy', 'undressed', 'with_capitals', 'claims', 'parse_letter']
 
 # %% ../../nbs/world/06_marked_points.ipynb #710a42bb
@@ -105,6 +105,11 @@ def draw_markers(
                 f"the marker at {point} leaves the {width} x {height} image; choose a point farther inside"
             )
     return (_draw_aurora if width >= 336 else _draw_bitmap)(image, points, letters)
+
+# %% ../../nbs/world/06_marked_points.ipynb #9475c3c9
+def empty_canvas(image: np.ndarray) -> np.ndarray:  # (H, W, 3) uint8
+    """A grey image of the same size."""
+    return np.full_like(image, 128)
 
 # %% ../../nbs/world/06_marked_points.ipynb #dac01838
 def interior(

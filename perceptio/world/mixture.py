@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SOURCES', 'ASK', 'PHRASES', 'UNSEEN', 'DIRECT', 'weights', 'request', 'world', 'world_hash', 'scene_markers',
            'scene_tasks', 'load_tasks', 'scene_codes', 'FeatureCache', 'SceneMaps', 'dense_scenes', 'some_dense',
-           'ask_dense', 'ask_res', 'ask_joint', 'ask_marked_points', 'ask_vqa', 'ask_source', 'SceneMixture']
+           'ask_dense', 'ask_res', 'ask_joint', 'drawn_marks', 'ask_marked_points', 'nearest_in', 'ask_behind_codes',
+           'ask_vqa', 'ask_source', 'SceneMixture']
 
 # %% ../../nbs/world/07_mixture.ipynb #68f6e076
 import json
@@ -28,7 +29,14 @@ from ..core.weights import open_array, write_array
 from ..method.codebook import DenseCodebook, DepthCodebook
 from ..method.samples import DenseMap, Sample, Turn, corrupt_codes
 from ..method.tokens import request_name
-from .marked_points import CLOSEST_QUESTION, LETTERS, PointPool, draw_markers, marked_question
+from perceptio.world.marked_points import (
+    CLOSEST_QUESTION,
+    LETTERS,
+    PointPool,
+    draw_markers,
+    empty_canvas,
+    marked_question,
+)
 from .questions import attribute_sentence, caption, expressions, vqa
 from .scenes import SPLITS, Scene, SceneStore, write_split
 
@@ -314,16 +322,51 @@ def ask_joint(scene: Scene, tasks: dict, rng: np.random.Generator) -> list[Turn]
     return [request("joint", "both", rng, text, tasks["sentences"][str(i)], scene.mask(i))]
 
 # %% ../../nbs/world/07_mixture.ipynb #d64e97dd
+def drawn_marks(tasks: dict, rng: np.random.Generator) -> tuple[list, list[str], int]:  # points, letters, the nearest
+    "One of a scene's sets of points, debiased where there is one, with letters in random order."
+    hard = [m for m in tasks["markers"] if m["hard"]]
+    marked = (hard or tasks["markers"])[rng.integers(len(hard or tasks["markers"]))]
+    letters = [LETTERS[k] for k in rng.permutation(len(marked["points"]))]
+    return [tuple(p) for p in marked["points"]], letters, marked["nearest"]
+
+
 def ask_marked_points(
     scene: Scene, tasks: dict, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[Turn]]:  # (H, W, 3) uint8 with the points
     "Which marked point is closest, one time in eight to be answered at once."
-    hard = [m for m in tasks["markers"] if m["hard"]]
-    marked = (hard or tasks["markers"])[rng.integers(len(hard or tasks["markers"]))]
-    letters = [LETTERS[k] for k in rng.permutation(len(marked["points"]))]
-    image = draw_markers(scene.image, [tuple(p) for p in marked["points"]], letters)
+    points, letters, nearest = drawn_marks(tasks, rng)
+    image = draw_markers(scene.image, points, letters)
     perceive = "none" if rng.random() < DIRECT else "depth"
-    return image, [Turn(CLOSEST_QUESTION, f"({letters[marked['nearest']]})", perceive)]
+    return image, [Turn(CLOSEST_QUESTION, f"({letters[nearest]})", perceive)]
+
+# %% ../../nbs/world/07_mixture.ipynb #4a137807
+def nearest_in(
+    disparity: np.ndarray,  # (H, W) in [0, 1], larger = nearer
+    points: list[tuple[int, int]],  # (x, y) in pixels
+    side: int,  # cells along a side of the codes' grid
+    margin: float = 0.05,  # by which the nearest cell must be ahead
+) -> int | None:  # which of the points; None if no cell is clearly nearest
+    "What a map says of points, read cell by cell as its codes say it."
+    (height, width), rows = disparity.shape, np.array(points)
+    cells = disparity.reshape(side, height // side, side, width // side).mean((1, 3))
+    found = cells[rows[:, 1] * side // height, rows[:, 0] * side // width]
+    second, first = np.sort(found)[-2:]
+    return int(found.argmax()) if first - second >= margin else None
+
+
+def ask_behind_codes(
+    scene: Scene,
+    other: Scene | None,  # whose codes are given; None = its own, and an empty canvas
+    tasks: dict,
+    side: int,  # cells along a side of the codes' grid
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, list[Turn]] | None:  # None where the other map says nothing clear
+    "Which marked point is closest, by codes that are given."
+    points, letters, nearest = drawn_marks(tasks, rng)
+    if other is not None and (nearest := nearest_in(other.disparity, points, side)) is None:
+        return None
+    image = draw_markers(empty_canvas(scene.image) if other is None else scene.image, points, letters)
+    return image, [Turn(CLOSEST_QUESTION, f"({letters[nearest]})", "depth")]
 
 # %% ../../nbs/world/07_mixture.ipynb #28f83a5d
 def ask_vqa(tasks: dict, rng: np.random.Generator, many: int = 4) -> list[Turn]:
@@ -387,7 +430,23 @@ class SceneMixture(Dataset):
                 rng = np.random.default_rng((self.settings.seed, int(rng.integers(limit)), 6))
             hard = rng.random() < 0.75
             rows = self.marked[hard] or self.marked[not hard]
-        return self.make(source, int(rows[rng.integers(len(rows))]), rng)
+        i = int(rows[rng.integers(len(rows))])
+        given = self.behind_codes(i, rng, late=2 * k >= self.length) if source == "marked_points" else None
+        return given or self.make(source, i, rng)
+
+    def behind_codes(self, i: int, rng: np.random.Generator, late: bool) -> Sample | None:
+        "A marked question about scene i behind given codes, as often as the settings want it."
+        canvas, swap, drawn = self.settings.canvas_share, self.settings.swap_share * late, 1.0
+        if self.codes is not None and canvas + swap:
+            drawn = rng.random()
+        if drawn >= canvas + swap:
+            return None
+        j, side = (i if drawn < canvas else int(rng.integers(len(self.store)))), round(self.codes.shape[1] ** 0.5)
+        scene, other = self.store[i], None if drawn < canvas else self.store[j]
+        if (asked := ask_behind_codes(scene, other, self.tasks[i], side, rng)) is None:
+            return None
+        key = f"marked_points/{scene.split}/{i}"
+        return Sample(key, "marked_points", *asked, codes=self.codes[j], scene=i, given=True)
 
     def make(self, source: str, i: int, rng: np.random.Generator) -> Sample:
         "A sample of the given source about scene i."
