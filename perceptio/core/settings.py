@@ -274,10 +274,7 @@ def check_combinations(
             f"attention = {s.attention} computes in half precision only: set precision = bf16, or attention = sdpa"
         )
     if s.data == "scenes" and s.held_out:
-        raise ValueError(
-            f"held_out = {s.held_out} with data = scenes: the built-in scenes have a validation split of their own; "
-            "set held_out = 0"
-        )
+        raise ValueError(f"held_out = {s.held_out} with data = scenes: they have a validation split; set held_out = 0")
     if s.data == "scenes" and s.rebalance:
         raise ValueError(
             "rebalance = yes with data = scenes: built-in scenes differ little in length; set rebalance = no"

@@ -249,7 +249,7 @@ class Collator:
         if (
             not self.settings.use_depth
             or self.settings.recon_target == "codes"
-            or all(s.disparity is None and s.codes is None for s in samples)
+            or all(s.disparity is None and (s.codes is None or s.given) for s in samples)
         ):
             return {}
         if len(shapes := {s.disparity.shape for s in samples if s.disparity is not None}) > 1:
@@ -257,7 +257,7 @@ class Collator:
                 f"depth maps of sizes {sorted(shapes)} in one batch: bring them to depth_size = "
                 f"{self.settings.depth_size} first"
             )
-        if lacking := [s.key for s in samples if s.codes is not None and s.disparity is None]:
+        if lacking := [s.key for s in samples if s.codes is not None and s.disparity is None and not s.given]:
             raise ValueError(
                 f"samples {lacking[:3]} have depth tokens but no map to compare with: give the map, or set "
                 "recon_target = codes"

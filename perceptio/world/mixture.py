@@ -6,7 +6,7 @@
 __all__ = ['SOURCES', 'ASK', 'PHRASES', 'UNSEEN', 'DIRECT', 'weights', 'request', 'world', 'world_hash', 'scene_markers',
            'scene_tasks', 'load_tasks', 'scene_codes', 'FeatureCache', 'SceneMaps', 'dense_scenes', 'some_dense',
            'ask_dense', 'ask_res', 'ask_joint', 'drawn_marks', 'ask_marked_points', 'nearest_in', 'ask_behind_codes',
-           'ask_vqa', 'ask_source', 'SceneMixture']
+           'behind_codes', 'ask_vqa', 'ask_source', 'SceneMixture']
 
 # %% ../../nbs/world/07_mixture.ipynb #68f6e076
 import json
@@ -368,6 +368,25 @@ def ask_behind_codes(
     image = draw_markers(empty_canvas(scene.image) if other is None else scene.image, points, letters)
     return image, [Turn(CLOSEST_QUESTION, f"({letters[nearest]})", "depth")]
 
+# %% ../../nbs/world/07_mixture.ipynb #73180982
+def behind_codes(
+    mixture: "SceneMixture",
+    i: int,  # scene
+    rng: np.random.Generator,
+    late: bool,  # the second half of the training
+) -> Sample | None:  # None: the question is asked as usual
+    "A marked question behind given codes, as often as the settings want it."
+    s, codes, store = mixture.settings, mixture.codes, mixture.store
+    if codes is None or not s.canvas_share + s.swap_share:
+        return None
+    if (drawn := rng.random()) >= s.canvas_share + s.swap_share * late:
+        return None
+    canvas, side = drawn < s.canvas_share, round(codes.shape[1] ** 0.5)
+    j = i if canvas else int(rng.integers(len(store)))
+    asked = ask_behind_codes(store[i], None if canvas else store[j], mixture.tasks[i], side, rng)
+    key = f"marked_points/{store[i].split}/{i}"
+    return asked and Sample(key, "marked_points", *asked, codes=codes[j], scene=i, given=True)
+
 # %% ../../nbs/world/07_mixture.ipynb #28f83a5d
 def ask_vqa(tasks: dict, rng: np.random.Generator, many: int = 4) -> list[Turn]:
     "Up to so many closed questions about one image."
@@ -413,10 +432,8 @@ class SceneMixture(Dataset):
     ):
         self.store, self.tasks, self.settings, self.codes, self.dense = store, tasks, settings, codes, dense or {}
         self.length, self.per_image, self.weights = length or len(store), expressions_per_image, weights(settings)
-        self.marked = {
-            hard: [i for i, t in enumerate(tasks) if any(m["hard"] == hard for m in t["markers"])]
-            for hard in (True, False)
-        }
+        kinds = [{m["hard"] for m in t["markers"]} for t in tasks]  # of marked points: debiased or not
+        self.marked = {hard: [i for i, kind in enumerate(kinds) if hard in kind] for hard in (True, False)}
 
     def __len__(self):
         return self.length
@@ -431,22 +448,8 @@ class SceneMixture(Dataset):
             hard = rng.random() < 0.75
             rows = self.marked[hard] or self.marked[not hard]
         i = int(rows[rng.integers(len(rows))])
-        given = self.behind_codes(i, rng, late=2 * k >= self.length) if source == "marked_points" else None
+        given = source == "marked_points" and behind_codes(self, i, rng, late=2 * k >= self.length)
         return given or self.make(source, i, rng)
-
-    def behind_codes(self, i: int, rng: np.random.Generator, late: bool) -> Sample | None:
-        "A marked question about scene i behind given codes, as often as the settings want it."
-        canvas, swap, drawn = self.settings.canvas_share, self.settings.swap_share * late, 1.0
-        if self.codes is not None and canvas + swap:
-            drawn = rng.random()
-        if drawn >= canvas + swap:
-            return None
-        j, side = (i if drawn < canvas else int(rng.integers(len(self.store)))), round(self.codes.shape[1] ** 0.5)
-        scene, other = self.store[i], None if drawn < canvas else self.store[j]
-        if (asked := ask_behind_codes(scene, other, self.tasks[i], side, rng)) is None:
-            return None
-        key = f"marked_points/{scene.split}/{i}"
-        return Sample(key, "marked_points", *asked, codes=self.codes[j], scene=i, given=True)
 
     def make(self, source: str, i: int, rng: np.random.Generator) -> Sample:
         "A sample of the given source about scene i."
