@@ -62,22 +62,26 @@ def marker_features(
 def marked_choices(
     scenes: Iterable[Scene],
     draws: int = 2,  # questions for each number of points
+    features: Callable = marker_features,  # scene, question -> (n, F)
 ) -> list[Choice]:
     "Marked questions, as the mixture asks them."
     found = []
     for scene in scenes:
         pool, rng = PointPool(scene), np.random.default_rng((scene.index, 9))
         asked = [marked_question(scene, n, rng, pool=pool) for n in BANDS for _ in range(draws)]
-        found += [Choice(scene.index, marker_features(scene, q), q.letters.index(q.answer)) for q in asked if q]
+        found += [Choice(scene.index, features(scene, q), q.letters.index(q.answer)) for q in asked if q]
     return found
 
 
-def nearer_choices(scenes: Iterable[Scene]) -> list[Choice]:
+def nearer_choices(
+    scenes: Iterable[Scene],
+    features: Callable = object_features,  # scene, ids of objects -> (n, F)
+) -> list[Choice]:
     "Questions which of two objects is nearer."
     found = []
     for scene in scenes:
         for q in vqa(scene, np.random.default_rng((scene.index, 9)), kinds=("nearer",)):
-            found.append(Choice(scene.index, object_features(scene, q.about), q.options.index(q.answer)))
+            found.append(Choice(scene.index, features(scene, q.about), q.options.index(q.answer)))
     return found
 
 # %% ../../nbs/world/09_shortcuts.ipynb #e0169a73
