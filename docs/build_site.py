@@ -21,7 +21,7 @@ FIRST = ("index", "tour")  # read, not run with parameters; they keep their outp
 QUICK = ("train", "audit", "tables")  # seconds each
 AFTER_TRAIN = ("evaluate", "figures", "inference_cost")  # of the run they show
 RUN_ORDER = (  # the order in which one would use them
-    *("train", "evaluate", "benchmarks", "ablate", "code_writing", "inference_cost", "shortcuts", "worth"),
+    *("train", "evaluate", "benchmarks", "ablate", "code_writing", "inference_cost", "shortcuts", "worth", "used"),
     "finetune_your_data",
     *("tables", "figures", "audit", "reproduce"),
     *("prepare_data", "convert", "pretrain", "train_codebook", "check_1B", "gpu_check", "benchmark_data"),
