@@ -165,6 +165,7 @@ class DataSettings:
 
     data: str  # scenes (the built-in world) | paper (RefCOCO, LLaVA, GCG, ADE20K)
     scene_layout: str  # of built-in scenes: floor | heights
+    teacher_noise: int  # of built-in scenes: errors of the depth that is learnt; 0 = exact, 1, 2, 3
     n_train: int  # built-in scenes to train on
     n_val: int  # built-in scenes to choose by
     n_test: int  # built-in scenes of each test split
@@ -217,11 +218,11 @@ def check_choices(
 # %% ../../nbs/core/03_settings.ipynb #1cc990df
 MAY_BE_ZERO = (
     *("seed", "vocab_size", "mask_points", "mask_size", "save_steps", "held_out", "eval_steps", "workers"),
-    *("max_steps", "n_train", "n_val", "n_test", "marked_questions"),
+    *("max_steps", "n_train", "n_val", "n_test", "marked_questions", "teacher_noise"),
 )
 BELOW_ONE = ("lora_dropout", "beta1", "beta2", "warmup")
 MOST_CODES = 255  # K: stored as bytes, of which caches keep one for rows without codes
-AT_MOST = dict(code_corruption=1, block_reveal=1, canvas_share=1, swap_share=1, n_codes=MOST_CODES)
+AT_MOST = dict(code_corruption=1, block_reveal=1, canvas_share=1, swap_share=1, teacher_noise=3, n_codes=MOST_CODES)
 
 
 def check_ranges(

@@ -88,6 +88,10 @@ def read_tokenizer(
 TEST_WORDS = (  # of the tokenizer of a model without a base
     "segment the red green blue cube sphere with mask and depth . , a small large left of which point is closest to"
     " camera ? what color how many (A) (B) (C) describe this image"
+    " above an behind black brown cone cones cubes cyan cylinder cylinders dotted draw eight farthest find first"
+    " five four from front gray in leftmost lowest map matte metal nearer no object objects on one or orange pink"
+    " please purple right rightmost scene second seven shape show six spheres striped there three topmost two"
+    " under where white yellow yes zero :"
 ).split()
 
 # %% ../../nbs/method/12_backbone_files.ipynb #d779fd37

@@ -107,7 +107,7 @@ def ablate(
     scenes: int = 150,  # see run_ablation
     markers: int = 100,
     progress: Callable[[str], None] = lambda name: None,  # called with the name of each run before it
-    variants: dict[str, dict] | None = None,  # name -> settings, none of which codebook or features depend on
+    variants: dict[str, dict] | None = None,  # name -> settings, on which neither codebook nor codes depend
 ) -> list[str]:  # names of all runs, recorded
     "Train and record every run that is not recorded yet, seed after seed."
     stores, folder = world(settings, progress=not in_test()), run_dir(prefix) / "codebook"

@@ -33,6 +33,7 @@ from ..method.saving import gathered_state, save_model
 from ..method.soft_merge import label_codes
 from .trainer import PerceptioTrainer, RunLog, StepBar, checkpoint_step, train, training_arguments
 from ..world.mixture import FeatureCache, SceneMaps, SceneMixture, dense_scenes, load_tasks, scene_codes, world
+from ..world.teacher import seen_by_teacher
 
 # %% ../../nbs/train/03_run.ipynb #45a10002
 def may_begin(
@@ -188,7 +189,8 @@ def prepare_scenes(
 ) -> tuple:  # ((N, n) uint8 or None, FeatureCache or None)
     "What is computed once for all scenes: depth tokens, and SAM2's features."
     bars = not in_test()
-    codes = scene_codes(store, codebook, progress=bars) if codebook else None
+    depth = seen_by_teacher(settings.teacher_noise)
+    codes = scene_codes(store, codebook, progress=bars, depth=depth) if codebook else None
     return codes, FeatureCache(
         model.mask_head, store, progress=bars
     ) if settings.use_seg and settings.cache_sam_features else None
@@ -203,7 +205,8 @@ def scene_mixture(
     "The built-in scenes as the samples of a run; the run's seed draws from all that can be asked about them."
     samples = settings.batch_size * settings.grad_accum * settings.world_size
     dense = dense_scenes(store, settings, others) if others else None
-    return SceneMixture(store, load_tasks(store), settings, codes, length=settings.max_steps * samples, dense=dense)
+    length, depth = settings.max_steps * samples, seen_by_teacher(settings.teacher_noise)
+    return SceneMixture(store, load_tasks(store), settings, codes, length, dense=dense, depth=depth)
 
 # %% ../../nbs/train/03_run.ipynb #65f1a4fb
 def train_run(
