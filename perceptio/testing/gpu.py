@@ -49,8 +49,11 @@ def work_of(
     "What a batch holds of what costs something."
     rows, length = batch["input_ids"].shape
     pictures, masks, vocab = batch.get("sam_pixels", ()), batch.get("masks", ()), model.vocab
-    supervised = (batch["labels"][:, 1:] != -100).sum()
-    text = dict(tokens=rows * length, squares=rows * length**2, supervised=int(supervised))
+    supervised = (batch["labels"][:, 1:] != -100).sum(1)
+    text = dict(tokens=rows * length, squares=rows * length**2, supervised=int(supervised.sum()))
+    spans = (batch["labels"] == vocab.start_id).any(1)  # of depth: their expected length is logged (`mean_length`)
+    logged = model.settings.lambda_depth and model.settings.code_prediction != "block"
+    text |= dict(counted=int(supervised[spans].sum()) if logged else 0)
     seen = dict(tiles=len(batch.get("pixel_values", ())), pictures=len(pictures), masks=len(masks))
     seen |= {spans_of(name): int((batch["labels"] == span.start_id).sum()) for name, span in vocab.dense.items()}
     return text | seen | dict(samples=rows, longest=length)
@@ -109,7 +112,8 @@ def pass_flops(
         "language model": work["tokens"] * s.text_layers * 4 * block,
         "LoRA": work["tokens"] * s.text_layers * 6 * adapter,
         "attention": round(causal * 3 * 4 * h * s.text_layers * work["squares"]),
-        "head": work["supervised"] * h * (4 * rows + 2 * (1 + sum(t.n_codes + 2 for t in dense_tokens(s)))),
+        "head": work["supervised"] * h * (4 * rows + 2 * (1 + sum(t.n_codes + 2 for t in dense_tokens(s))))
+        + work["counted"] * h * 2 * rows,
         "soft merge": mixed * (6 * h + 4 * s.code_dim),
         "SAM2 encoder": work["pictures"] * perception["pictures"],
         "mask decoder": work["masks"] * perception["masks"],
