@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 
 from ..core.display import charts, themed
 from .intervals import bootstrap_ratio, wilson
-from .marked_points import MarkedItem, read_letters, replacement_codes
+from .marked_points import MarkedItem, marker_baselines, read_letters, replacement_codes
 from .masks import ask
 from ..method.backbone import image_tiles, image_tokens
 from ..method.chat import never_written
@@ -195,7 +195,7 @@ def run_battery(
     codebook,  # DepthCodebook
     rng: np.random.Generator,
     progress: Callable = iter,  # wraps the conditions
-) -> dict:  # metrics, intervals, records
+) -> dict:  # metrics, intervals, baselines, records
     "Accuracy under every condition of `BATTERY`, and the pairs of `BATTERY_PAIRS`."
     plan, said = battery_codes(predictor, items, codebook, rng), {}
     for name, condition in progress(list(BATTERY.items())):
@@ -214,7 +214,7 @@ def run_battery(
         intervals[name] = (test["low"], test["high"])
     keys = [dict(key=item.key, answer=answer) for item, answer in zip(items, answers)]
     records = [key | {name: said[name][k] for name in said} for k, key in enumerate(keys)]
-    return dict(metrics=metrics, intervals=intervals, records=records)
+    return dict(metrics=metrics, intervals=intervals, baselines=marker_baselines(items), records=records)
 
 # %% ../../nbs/evaluate/16_use.ipynb #6f2006d7
 def cut_by_layer(
