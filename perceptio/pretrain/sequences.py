@@ -177,10 +177,8 @@ class BaseDataset(Dataset):
 def collate(
     rows: list[dict],  # from BaseDataset
     pad_id: int,
-) -> (
-    dict
-):  # input_ids, labels, share (B, T); look (B, T, cells); boxes (B, T, 4); pixel_values (images, 3, S, S) or None
-    "Right-padded batch; positions count from the first token, so a left-padded prompt at inference sees the same."
+) -> dict:  # input_ids, labels, share (B, T); look (B, T, cells); boxes (B, T, 4); pixel_values (images, 3, S, S)
+    "Right-padded batch, whose positions count as those of a left-padded prompt; pixel_values is None without images."
     longest = max(len(r["ids"]) for r in rows)
     pad = lambda name, value: torch.tensor([r[name] + [value] * (longest - len(r["ids"])) for r in rows])  # noqa: E731
     look = torch.zeros(len(rows), longest, rows[0]["look"].shape[1], dtype=torch.bool)

@@ -226,10 +226,8 @@ def marker_turns(
     size, by_id, turns = scene.image.shape[1], {o["id"]: o for o in scene.objects}, []
     below = [int(scene.ids[y, x]) for x, y in points]
     for (x, y), letter, i in zip(points, letters, below, strict=True):
-        place, under = (
-            f"{place_word(x, size)} {place_word(y, size)}",
-            full_name(by_id[i]) if i else BACKGROUND[scene.layout],
-        )
+        place = f"{place_word(x, size)} {place_word(y, size)}"
+        under = full_name(by_id[i]) if i else BACKGROUND[scene.layout]
         turns.append(BaseTurn("point", f"where is point ({letter}) ?", place, (), letter))
         turns.append(BaseTurn("under", f"what is at point ({letter}) ?", under, (), letter))
         where = distinguish(scene, i, rng) if i and below.count(i) == 1 else None
