@@ -80,7 +80,7 @@ def worth_table(
 @themed
 def plot_worth(
     runs: pd.DataFrame,  # from `worth_runs`
-    chance: float = 0.261,  # of 3, 4 and 5 points, averaged
+    chance: float = (1 / 3 + 1 / 4 + 1 / 5) / 3,  # of 3, 4 and 5 points
     rule: float | None = None,  # accuracy of the best rule
 ) -> Figure:
     "Accuracy over the number of marked questions: every seed a dot, their mean a line."
@@ -94,9 +94,9 @@ def plot_worth(
             [counts.index(m) for m in means.index], means, label=name, ls="--" if measure == READ else "-"
         )
         ax.plot([counts.index(m) for m in part["questions"]], part["value"], "o", ms=4, color=line.get_color())
-    for value, name in ((chance, "chance"), (rule, "best rule")):
+    for value, name, style in ((chance, "chance", ":"), (rule, "best rule", "-.")):
         if value is not None:
-            ax.axhline(value, color="0.6", lw=1, ls=":", label=name)
+            ax.axhline(value, color="0.5", lw=1, ls=style, label=name)
     words = [f"{m:,.0f}" if np.isfinite(m) else "no end" for m in counts]
     ax.set_xticks(range(len(counts)), words)
     ax.set(xlabel="different marked questions", ylabel="share right", ylim=(0, 1))
