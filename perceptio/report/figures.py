@@ -18,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..core.display import save_picture
+from ..core.files import PATIENCE, lock
 from ..core.notebook import data_dir, in_test, run_dir
 from ..core.record import Run, code_name, read_run
 from ..core.settings import Settings
@@ -74,17 +75,18 @@ def untrained_run(
     run: str,  # its folder below runs/
     ablation: str = "full",
 ) -> None:
-    "Leave a random checkpoint of size smoke where there is none: what notebooks show under test."
-    if (run_dir(run) / "checkpoint").is_dir():
-        return
-    settings, codebook = Settings.load("smoke", ablation), None
-    torch.manual_seed(settings.seed)
-    with Run(run, settings, data_hash="untrained") as made:
-        if settings.use_depth:
-            codebook = DepthCodebook.from_settings(settings)
-            codebook.codebook.copy_(torch.randn_like(codebook.codebook))
-        save_model(*build_model(settings, codebook), made.dir / "checkpoint")
-        made.finish()
+    "Leave a random checkpoint of size smoke where there is none: what notebooks show under test. Others wait for it."
+    with lock(run_dir(run).with_name(f"{run}.made"), f"the making of run {run!r}", PATIENCE):
+        if (run_dir(run) / "checkpoint").is_dir():
+            return
+        settings, codebook = Settings.load("smoke", ablation), None
+        torch.manual_seed(settings.seed)
+        with Run(run, settings, data_hash="untrained") as made:
+            if settings.use_depth:
+                codebook = DepthCodebook.from_settings(settings)
+                codebook.codebook.copy_(torch.randn_like(codebook.codebook))
+            save_model(*build_model(settings, codebook), made.dir / "checkpoint")
+            made.finish()
 
 # %% ../../nbs/report/05_figures.ipynb #4039a20a
 def validation_scenes(settings: Settings) -> SceneStore:
