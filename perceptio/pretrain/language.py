@@ -182,7 +182,7 @@ def lookup_report(
     "Share of right answers to questions whose answers stand in their text."
     report = {}
     for k, (kind, ask) in enumerate(LOOKUPS.items()):
-        items = [(None, ask(np.random.default_rng((13, k, i)))) for i in range(per_kind)]
+        items = [(None, ask(np.random.default_rng((13, k, i)))[0]) for i in range(per_kind)]
         parts = (items[start : start + batch_size] for start in range(0, per_kind, batch_size))
         pairs = (pair for part in parts for pair in answer_tokens(model, part, tokenizer, settings))
         report[kind] = float(np.mean([true == said for true, said in pairs]))

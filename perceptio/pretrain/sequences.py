@@ -20,7 +20,7 @@ from ..core.files import make_once, read_json_lines, write_atomically
 from ..core.settings import Settings
 from ..method.backbone import image_tokens, normalise
 from ..method.chat import STOP, question_text
-from .lookup import lookup_turn
+from .lookup import lookup_turns
 from .tasks import GRID, LETTER_WORDS, BaseTurn, marker_turns, random_markers, reworded, scene_turns
 from .vision import cell_owners, marker_cells
 from ..world.marked_points import draw_markers
@@ -111,7 +111,7 @@ def text_row(
     budget: int,
 ) -> dict:
     "A sequence without an image: questions whose answers stand in them."
-    pairs = [(t.question, t.answer) for t in (lookup_turn(rng) for _ in range(12))]
+    pairs = [(t.question, t.answer) for t in lookup_turns(rng, 16)]
     ids, labels, turn = encode_turns(tokenizer, pairs, 0, budget)
     nowhere = dict(look=np.zeros((len(ids), n_image_tokens), bool), boxes=np.full((len(pairs), 4), -100))
     return dict(ids=ids, labels=labels, turn=turn, image=None, **nowhere)
@@ -156,7 +156,7 @@ class BaseDataset(Dataset):
         budget: int = 192,  # tokens per sequence, image included: as many turns as fit
         epochs: int = 1,
         cache: Path | None = None,  # where the written-down questions are kept
-        text_share: float = 0.3,  # of the sequences: text alone
+        text_share: float = 0.2,  # of the sequences: text alone
     ):
         self.store, self.tokenizer, self.settings, self.budget, self.epochs = store, tokenizer, settings, budget, epochs
         self.pool, self.text_share = load_turns(store, settings.seed, cache), text_share
