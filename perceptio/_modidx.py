@@ -2313,8 +2313,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'perceptio/pretrain/lookup.py'),
                                            'perceptio.pretrain.lookup.lookup_turns': ( 'pretrain/lookup.html#lookup_turns',
                                                                                        'perceptio/pretrain/lookup.py'),
-                                           'perceptio.pretrain.lookup.one_largest': ( 'pretrain/lookup.html#one_largest',
-                                                                                      'perceptio/pretrain/lookup.py'),
                                            'perceptio.pretrain.lookup.place_turns': ( 'pretrain/lookup.html#place_turns',
                                                                                       'perceptio/pretrain/lookup.py'),
                                            'perceptio.pretrain.lookup.questions_about': ( 'pretrain/lookup.html#questions_about',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ITEMS', 'NUMBERS', 'LOOKUPS', 'LOOKUP_SHARES', 'LOOKUP_WORDS', 'TextTurn', 'questions_about', 'some', 'either',
-           'value_turns', 'item_turns', 'grid', 'cell_turns', 'place_turns', 'largest_turns', 'one_largest',
-           'copy_turns', 'lookup_turns']
+           'value_turns', 'item_turns', 'grid', 'cell_turns', 'place_turns', 'largest_turns', 'copy_turns',
+           'lookup_turns']
 
 # %% ../../nbs/pretrain/03_lookup.ipynb #d4f956f9
 from collections.abc import Callable
@@ -120,21 +120,22 @@ def place_turns(
 def largest_turns(
     rng: np.random.Generator,
     n: int = 1,  # questions
+    most: int = 5,  # numbers
 ) -> list[TextTurn]:
-    "The largest or the smallest number, or what it belongs to: every question has numbers of its own."
-    return [one_largest(rng) for _ in range(n)]
-
-
-def one_largest(rng: np.random.Generator) -> TextTurn:
-    "Numbers and a question about them."
-    n, word = int(rng.integers(2, 6)), ("largest", "smallest")[rng.integers(2)]
-    numbers = some(rng, NUMBERS, n, differ=True)
-    best = (max if word == "largest" else min)(range(n), key=lambda k: int(numbers[k]))
-    if rng.random() < 0.5:
-        return TextTurn("largest", f"{' , '.join(numbers)} . which is the {word} ?", numbers[best])
-    names = some(rng, ITEMS, n, differ=True)
-    pairs = " , ".join(f"{name} {number}" for name, number in zip(names, numbers))
-    return TextTurn("largest", f"{pairs} . which has the {word} ?", names[best])
+    "The largest or the smallest number, or what it belongs to; after the first question also of two of them."
+    numbers = some(rng, NUMBERS, int(rng.integers(2, most + 1)), differ=True)
+    named = rng.random() < 0.5
+    names = some(rng, ITEMS, len(numbers), differ=True) if named else numbers
+    asked, verb = [], "has" if named else "is"
+    for k in range(n):
+        of, word = np.arange(len(numbers)), ("largest", "smallest")[rng.integers(2)]
+        if two := k > 0 and rng.random() < 0.6:
+            of = rng.choice(len(numbers), 2, replace=False)
+        best = (max if word == "largest" else min)(of, key=lambda i: int(numbers[i]))
+        among = f" of {names[of[0]]} , {names[of[1]]}" if two else ""
+        asked.append((f"which{among} {verb} the {word} ?", names[best]))
+    pairs = [f"{name} {number}" for name, number in zip(names, numbers)] if named else numbers
+    return questions_about("largest", f"{' , '.join(pairs)} .", asked)
 
 # %% ../../nbs/pretrain/03_lookup.ipynb #85182409
 def copy_turns(
