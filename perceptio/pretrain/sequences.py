@@ -67,7 +67,9 @@ def look_cells(
     return np.broadcast_to(cells, (length, len(cells)))
 
 # %% ../../nbs/pretrain/06_sequences.ipynb #b338bd5a
-TURN_WEIGHTS = dict(vqa=0.8, grid=1.0, caption=0.1, at=0.2, point=1.5, under=0.8, on=3.0, which=3.0, where=1.5)
+TURN_WEIGHTS = dict(
+    vqa=0.8, grid=1.0, caption=0.1, at=0.2, point=1.0, cell=1.0, under=0.8, on=3.0, which=3.0, where=1.5
+)
 COMPARES = (" left of ", " right of ", "most ", "lowest ")  # words of a comparison
 
 
