@@ -141,9 +141,7 @@ class OptimSettings:
     batch_size: int  # samples per device and forward pass
     grad_accum: int  # forward passes per optimiser step
     world_size: int  # devices the recipe is written for; batch_size x grad_accum x world_size = effective batch
-    parallel: (
-        str  # ddp (a copy per device) | fsdp2 (weights in shards) | zero2 (DeepSpeed: gradients, moments in shards)
-    )
+    parallel: str  # ddp (a copy per device) | fsdp2 (weights in shards) | zero2 (gradients and moments in shards)
     epochs: float  # passes over the mixture
     max_steps: int  # optimiser steps; 0 = by epochs
     save_steps: int  # optimiser steps between checkpoints; 0 = eight in a run
@@ -175,6 +173,7 @@ class DataSettings:
     marked_questions: int  # of the built-in world: so many different ones in all; 0 = a new one each time
     canvas_share: float  # in [0, 1]: of these questions, points on an empty canvas behind given codes
     swap_share: float  # in [0, 1]: of them in the second half, another scene's codes with the answer that they give
+    answer_chain: bool  # they are answered by way of each marker's cell and of how near the map is there
     mix_depth: float  # weight of depth maps with a text answer
     mix_vqa: float  # weight of questions answered in text
     mix_caption: float  # weight of captions
@@ -239,12 +238,9 @@ def check_ranges(
             raise ValueError(f"{f.name} = {value} is out of range: it must be at most {AT_MOST[f.name]}")
 
 # %% ../../nbs/core/03_settings.ipynb #18ab39e7
-DIVIDES = {  # whole -> the part that must divide it
-    "vision_hidden": "vision_heads",
-    "text_hidden": "text_heads",
-    "text_heads": "text_kv_heads",
-    "image_size": "patch_size",
-}
+DIVIDES = dict(  # whole -> the part that must divide it
+    vision_hidden="vision_heads", text_hidden="text_heads", text_heads="text_kv_heads", image_size="patch_size"
+)
 
 
 def check_dimensions(

@@ -175,7 +175,8 @@ LOOKUP_WORDS = tuple(
     sorted(
         {
             *ITEMS,
-            *"is what where list item grid of row column which the largest smallest has copy backwards : ; , . ?".split(),
+            *"is what where list item grid of row column which the largest smallest has copy backwards".split(),
+            *": ; , . ?".split(),
         }
     )
 )

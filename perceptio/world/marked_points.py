@@ -6,7 +6,8 @@
 __all__ = ['CLOSEST_QUESTION', 'AURORA_QUESTION', 'LETTERS', 'GLYPHS', 'RING', 'BANDS', 'BAND_CENTRE', 'MIN_DISTANCE',
            'NEAREST_GAP', 'PAIR_GAP', 'SHORTCUTS', 'MarkedQuestion', 'marker_boxes', 'draw_markers', 'empty_canvas',
            'interior', 'PointPool', 'valid', 'draw_sets', 'answer_ranks', 'debiased', 'marked_question',
-           'shortcut_answer', 'shortcut_accuracy', 'undressed', 'with_capitals', 'claims', 'parse_letter']
+           'shortcut_answer', 'shortcut_accuracy', 'undressed', 'with_capitals', 'claims', 'parse_letter',
+           'cell_values', 'nearest_in', 'letter_alone', 'chain_answer']
 
 # %% ../../nbs/world/06_marked_points.ipynb #710a42bb
 import re
@@ -381,3 +382,48 @@ def parse_letter(
     found = claims(_DECIDED, text) or claims(_COMPARED, text) or claims(_BRACKETED, text)
     found = found | opening
     return found.pop() if len(found) == 1 and found <= set(letters) else None
+
+# %% ../../nbs/world/06_marked_points.ipynb #9338722c
+def cell_values(
+    disparity: np.ndarray,  # (H, W) in [0, 1], larger = nearer
+    points: list[tuple[int, int]],  # (x, y) in pixels
+    side: int,  # cells along a side of the codes' grid
+) -> list[tuple[int, int, float]]:  # row and column, from 0; mean of the cell
+    "The cell of each point, and what a map says there, as its codes say it."
+    height, width = disparity.shape
+    cells = disparity.reshape(side, height // side, side, width // side).mean((1, 3))
+    places = [(y * side // height, x * side // width) for x, y in points]
+    return [(row, column, float(cells[row, column])) for row, column in places]
+
+
+def nearest_in(
+    disparity: np.ndarray,  # as above
+    points: list[tuple[int, int]],
+    side: int,
+    margin: float = 0.05,  # by which the nearest cell must be ahead
+) -> int | None:  # which of the points; None if no cell is clearly nearest
+    "What a map says of points, read cell by cell."
+    found = np.array([value for _, _, value in cell_values(disparity, points, side)])
+    second, first = np.sort(found)[-2:]
+    return int(found.argmax()) if first - second >= margin else None
+
+# %% ../../nbs/world/06_marked_points.ipynb #e6010436
+def letter_alone(points, letters, nearest) -> str:
+    "An answer at once."
+    return f"({letters[nearest]})"
+
+
+def chain_answer(
+    points: list[tuple[int, int]],
+    letters: list[str],  # of the points
+    nearest: int,  # which of them
+    disparity: np.ndarray,  # (H, W) in [0, 1]
+    side: int,
+) -> str:
+    "An answer that names each marker's cell and what the map says there."
+    named = sorted(zip(letters, cell_values(disparity, points, side)))
+    say = lambda letter, row, column, value: (
+        f"({letter}) row {row + 1} column {column + 1} is {min(99, int(100 * value))}"
+    )
+    parts = [say(letter, *cell) for letter, cell in named]
+    return f"{' , '.join(parts)} . the closest is ({letters[nearest]})"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOURCES', 'ASK', 'PHRASES', 'UNSEEN', 'DIRECT', 'EXACT', 'weights', 'request', 'world', 'world_hash', 'scene_markers',
            'scene_tasks', 'load_tasks', 'scene_codes', 'FeatureCache', 'SceneMaps', 'dense_scenes', 'some_dense',
-           'ask_dense', 'ask_res', 'ask_joint', 'drawn_marks', 'ask_marked_points', 'nearest_in', 'ask_behind_codes',
+           'ask_dense', 'ask_res', 'ask_joint', 'drawn_marks', 'ask_marked_points', 'ask_behind_codes', 'answers_of',
            'behind_codes', 'ask_vqa', 'ask_source', 'scenes_by_markers', 'SceneMixture']
 
 # %% ../../nbs/world/07_mixture.ipynb #68f6e076
@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from operator import attrgetter
 from pathlib import Path
@@ -34,9 +35,12 @@ from perceptio.world.marked_points import (
     CLOSEST_QUESTION,
     LETTERS,
     PointPool,
+    chain_answer,
     draw_markers,
     empty_canvas,
+    letter_alone,
     marked_question,
+    nearest_in,
 )
 from .questions import attribute_sentence, caption, expressions, vqa
 from .scenes import SPLITS, Scene, SceneStore, write_split
@@ -336,42 +340,43 @@ def drawn_marks(tasks: dict, rng: np.random.Generator) -> tuple[list, list[str],
 
 
 def ask_marked_points(
-    scene: Scene, tasks: dict, rng: np.random.Generator
+    scene: Scene,
+    tasks: dict,
+    rng: np.random.Generator,
+    answer: Callable = letter_alone,  # points, letters, nearest -> text
 ) -> tuple[np.ndarray, list[Turn]]:  # (H, W, 3) uint8 with the points
     "Which marked point is closest, one time in eight to be answered at once."
-    points, letters, nearest = drawn_marks(tasks, rng)
+    marks = points, letters, nearest = drawn_marks(tasks, rng)
     image = draw_markers(scene.image, points, letters)
     perceive = "none" if rng.random() < DIRECT else "depth"
-    return image, [Turn(CLOSEST_QUESTION, f"({letters[nearest]})", perceive)]
+    return image, [Turn(CLOSEST_QUESTION, (letter_alone if perceive == "none" else answer)(*marks), perceive)]
 
 # %% ../../nbs/world/07_mixture.ipynb #4a137807
-def nearest_in(
-    disparity: np.ndarray,  # (H, W) in [0, 1], larger = nearer
-    points: list[tuple[int, int]],  # (x, y) in pixels
-    side: int,  # cells along a side of the codes' grid
-    margin: float = 0.05,  # by which the nearest cell must be ahead
-) -> int | None:  # which of the points; None if no cell is clearly nearest
-    "What a map says of points, read cell by cell as its codes say it."
-    (height, width), rows = disparity.shape, np.array(points)
-    cells = disparity.reshape(side, height // side, side, width // side).mean((1, 3))
-    found = cells[rows[:, 1] * side // height, rows[:, 0] * side // width]
-    second, first = np.sort(found)[-2:]
-    return int(found.argmax()) if first - second >= margin else None
-
-
 def ask_behind_codes(
     scene: Scene,
-    other: Scene | None,  # whose codes are given; None = its own, and an empty canvas
+    told: np.ndarray | None,  # (H, W) another map, whose codes are given; None = its own are, and an empty canvas
     tasks: dict,
     side: int,  # cells along a side of the codes' grid
     rng: np.random.Generator,
+    answer: Callable = letter_alone,  # points, letters, nearest -> text
 ) -> tuple[np.ndarray, list[Turn]] | None:  # None where the other map says nothing clear
     "Which marked point is closest, by codes that are given."
     points, letters, nearest = drawn_marks(tasks, rng)
-    if other is not None and (nearest := nearest_in(other.disparity, points, side)) is None:
+    if told is not None and (nearest := nearest_in(told, points, side)) is None:
         return None
-    image = draw_markers(empty_canvas(scene.image) if other is None else scene.image, points, letters)
-    return image, [Turn(CLOSEST_QUESTION, f"({letters[nearest]})", "depth")]
+    image = draw_markers(empty_canvas(scene.image) if told is None else scene.image, points, letters)
+    return image, [Turn(CLOSEST_QUESTION, answer(points, letters, nearest), "depth")]
+
+# %% ../../nbs/world/07_mixture.ipynb #c0ce40ea
+def answers_of(
+    mixture: "SceneMixture",
+    i: int,  # scene whose map is told
+) -> Callable:  # points, letters, nearest -> text
+    "How marked points are answered: by a letter, or by way of cells."
+    if not mixture.settings.answer_chain:
+        return letter_alone
+    side = round(mixture.settings.n_depth_tokens**0.5)
+    return partial(chain_answer, disparity=mixture.depth(mixture.store[i]), side=side)
 
 # %% ../../nbs/world/07_mixture.ipynb #73180982
 def behind_codes(
@@ -388,7 +393,8 @@ def behind_codes(
         return None
     canvas, side = drawn < s.canvas_share, round(codes.shape[1] ** 0.5)
     j = i if canvas else int(rng.integers(len(store)))
-    asked = ask_behind_codes(store[i], None if canvas else store[j], mixture.tasks[i], side, rng)
+    told = None if canvas else mixture.depth(store[j])
+    asked = ask_behind_codes(store[i], told, mixture.tasks[i], side, rng, answers_of(mixture, j))
     key = f"marked_points/{store[i].split}/{i}"
     return asked and Sample(key, "marked_points", *asked, codes=codes[j], scene=i, given=True)
 
@@ -405,6 +411,7 @@ def ask_source(
     tasks: dict,  # of the scene, from `scene_tasks`
     rng: np.random.Generator,
     many: int = 4,  # turns about one image at most
+    answer: Callable = letter_alone,  # to marked points, from `answers_of`
 ) -> tuple[np.ndarray, list[Turn]]:  # (H, W, 3) uint8 that is shown; what is asked about it
     "What a source asks about a scene."
     match source:
@@ -413,7 +420,7 @@ def ask_source(
         case "joint":
             return scene.image, ask_joint(scene, tasks, rng)
         case "marked_points":
-            return ask_marked_points(scene, tasks, rng)
+            return ask_marked_points(scene, tasks, rng, answer)
         case "depth":
             return scene.image, [request("depth", "depth", rng)]
         case "vqa":
@@ -468,7 +475,7 @@ class SceneMixture(Dataset):
     def make(self, source: str, i: int, rng: np.random.Generator) -> Sample:
         "A sample of the given source about scene i."
         scene, tasks = self.store[i], self.tasks[i]
-        image, turns = ask_source(source, scene, tasks, rng, self.per_image)
+        image, turns = ask_source(source, scene, tasks, rng, self.per_image, answers_of(self, i))
         sample = Sample(f"{source}/{scene.split}/{i}", source, image, turns, scene=i)
         if source in ("joint", "marked_points", "depth") and turns[0].perceive != "none":
             sample.disparity, sample.codes = self.depth(scene), None if self.codes is None else self.codes[i]
