@@ -125,6 +125,7 @@ class WritingSettings:
     block_reveal: float  # in [0, 1]: up to this share of a block's codes is shown to it; 0 for a single pass
     decode: str  # sequential | block | verify (the block proposes, sequential prediction decides)
     decode_passes: int  # of the block: the surest codes are kept after each pass and shown to the next
+    code_places: bool  # a code's embedding and that of the image token over its cell share a vector
 
 # %% ../../nbs/core/03_settings.ipynb #25d4ae01
 @dataclass(frozen=True, kw_only=True)
@@ -270,12 +271,14 @@ def check_combinations(
         raise ValueError(
             f"attention = {s.attention} computes in half precision only: set precision = bf16, or attention = sdpa"
         )
+    if s.code_places and s.max_tiles > 1:
+        raise ValueError(
+            f"code_places = yes with max_tiles = {s.max_tiles}: a cell is a place of one tile; set it to 1"
+        )
     if s.data == "scenes" and s.held_out:
         raise ValueError(f"held_out = {s.held_out} with data = scenes: they have a validation split; set held_out = 0")
     if s.data == "scenes" and s.rebalance:
-        raise ValueError(
-            "rebalance = yes with data = scenes: built-in scenes differ little in length; set rebalance = no"
-        )
+        raise ValueError("rebalance = yes with data = scenes: they differ little in length; set rebalance = no")
 
 # %% ../../nbs/core/03_settings.ipynb #7bf25fb9
 def check_settings(

@@ -117,7 +117,7 @@ def tokens_after(predictor, given: GivenCodes, cut, layers, most) -> torch.Tenso
     "The likeliest tokens, one by one; after the first pass only what is new is read."
     model, stop = predictor.model, predictor.tokenizer.convert_tokens_to_ids(STOP)
     sees, blind, positions = cut_mask(given, ""), cut_mask(given, cut), torch.arange(given.ids.shape[1])[None]
-    new, at, rows, cache = dict(input_ids=given.ids, pixel_values=given.pixels), given.last, range(len(given.ids)), None
+    new, at, rows, cache = model.inputs(given.ids, given.pixels), given.last, range(len(given.ids)), None
     tokens = given.ids[:, :0]
     while tokens.shape[1] < most and not (len(tokens.T) and (tokens == stop).any(1).all()):
         with model.arithmetic(), blind_layers(model, layers, model.attention_mask(blind)):

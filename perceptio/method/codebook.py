@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['NORMALIZATION', 'PRESETS', 'DepthCodebook', 'CONFIG', 'REDO_CODEBOOK', 'METRES', 'normalize_depth', 'DepthMaps',
            'Preset', 'pil_nearest', 'squash_maps', 'CodebookParts', 'DenseCodebook', 'further_codebooks',
-           'save_codebook', 'read_folder', 'read_foreign', 'load_codebook', 'levels_of_codes']
+           'save_codebook', 'read_folder', 'read_foreign', 'load_codebook', 'levels_of_codes', 'check_codebook',
+           'check_others']
 
 # %% ../../nbs/method/03_codebook.ipynb #d9953d18
 import math
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from ..core.dense import DenseMaps, DenseToken, dense_maps, further_tokens
 from ..core.files import read_json, write_json
+from ..core.settings import Settings
 from ..core.weights import check_values, load_tensors, read_torch, read_weights, write_weights
 from .vqvae import VectorQuantizer, aurora_networks, compact_networks, nearest_codes
 
@@ -368,3 +370,43 @@ def levels_of_codes(
 
 
 DepthCodebook.save_pretrained, DepthCodebook.from_pretrained = save_codebook, staticmethod(load_codebook)
+
+# %% ../../nbs/method/03_codebook.ipynb #093a1258
+def check_codebook(
+    settings: Settings,
+    codebook: DepthCodebook | None,
+) -> None:
+    "Refuse a codebook that is missing or does not fit the settings."
+    if codebook is None:
+        raise ValueError(
+            "settings ask for depth tokens but no codebook was given: train one with nbs/train_codebook.ipynb"
+        )
+    if codebook.n_tokens != settings.n_depth_tokens:
+        raise ValueError(
+            f"the codebook writes {codebook.n_tokens} tokens per map, "
+            f"settings.n_depth_tokens is {settings.n_depth_tokens}"
+        )
+    if codebook.n_codes != settings.n_codes:
+        raise ValueError(
+            f"the codebook has {codebook.n_codes} codes, settings.n_codes is {settings.n_codes}: "
+            "use the codebook that belongs to these settings"
+        )
+
+# %% ../../nbs/method/03_codebook.ipynb #d1788e12
+def check_others(
+    settings: Settings,
+    others: dict[str, DepthCodebook],  # by name
+) -> None:
+    "Refuse codebooks of further dense tokens that are missing or do not fit."
+    for token in further_tokens(settings):
+        if (found := others.get(token.name)) is None:
+            raise ValueError(
+                f"settings ask for {token.name} tokens but no codebook of {token.name} was given; "
+                f"there are {', '.join(others) or 'none'}: train one with ensure_codebook(..., token=...)"
+            )
+        have, want = (found.token, found.n_tokens, found.n_codes), (token.name, token.n_tokens, token.n_codes)
+        if have != want:
+            raise ValueError(
+                f"the codebook of {token.name} is one of {have[0]} with n = {have[1]}, K = {have[2]}; "
+                f"[dense.{token.name}] says n = {want[1]}, K = {want[2]}"
+            )

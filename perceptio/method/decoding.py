@@ -52,14 +52,12 @@ class Decoding:
     def feed(self) -> torch.Tensor:  # (B, H): the last-layer state of the last token
         "Feed what the cache does not hold yet."
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, self.fed :]
-        image = {} if self.pixels is None else dict(pixel_values=self.pixels)
         out = self.model.inner.model(
-            input_ids=self.ids[:, self.fed :],
+            **self.model.inputs(self.ids, self.pixels, fed=self.fed),
             attention_mask=self.mask,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
-            **image,
         )
         self.states.append(out.last_hidden_state)
         self.fed, self.pixels = self.ids.shape[1], None
@@ -239,12 +237,12 @@ def predict_block(
     model, n = decoding.model, span.n_tokens
     if decoding.fed < decoding.ids.shape[1]:
         decoding.feed()
-    head, embed = model.inner.lm_head, model.inner.get_input_embeddings()
+    head = model.inner.lm_head
     choose = choose or partial(expected_code, codebook=model.codebooks[span.name].codebook)
     codes = torch.zeros(len(decoding.ids), n, dtype=torch.long, device=decoding.ids.device)
     known = torch.zeros_like(codes, dtype=torch.bool)
     for k in range(1, passes + 1):
-        states = look_ahead(decoding, span, model.block(span, codes, known, embed))
+        states = look_ahead(decoding, span, model.queries(span, codes, known))
         scores = span_logits(states, span, head).float()
         codes = torch.where(known, codes, choose(scores))
         probability = scores.softmax(-1).gather(-1, codes[..., None])[..., 0]

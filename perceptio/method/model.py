@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['COUNTED', 'supervised_costs', 'step_counts', 'step_shares', 'group_mean', 'language_loss', 'code_logits',
            'reconstruction_loss', 'seg_states', 'block_loss', 'further_loss', 'total_loss', 'PerceptioParts',
-           'zero_gradients', 'PerceptioModel', 'build_language', 'checkpoint_blocks', 'check_codebook', 'check_others',
-           'build_model']
+           'zero_gradients', 'PerceptioModel', 'build_language', 'checkpoint_blocks', 'build_model']
 
 # %% ../../nbs/method/15_model.ipynb #7b6a690f
 from collections.abc import Sequence
@@ -30,17 +29,19 @@ from perceptio.method.backbone import (
 from .backbone_files import language_folder, language_tokenizer
 from perceptio.method.block import (
     BlockQueries,
+    CellPlaces,
     CodeBlock,
     block_attention,
     block_codes,
     block_terms,
     causal_labels,
     find_blocks,
+    placed_inputs,
     query_positions,
     reveal_codes,
     rows_apart,
 )
-from .codebook import DepthCodebook
+from .codebook import DepthCodebook, check_codebook, check_others
 from perceptio.method.losses import (
     count_term,
     depth_sum,
@@ -224,8 +225,9 @@ class PerceptioParts(nn.Module):
         self.backbone, self.mask_head = backbone, mask_head
         self.codebook = codebook.freeze() if codebook is not None else None
         self.others = nn.ModuleDict({name: other.freeze() for name, other in (others or {}).items()})
-        blocks = settings.code_prediction != "sequential"
-        self.block = BlockQueries(self.inner.get_input_embeddings(), vocab) if blocks else None
+        blocks, embed = settings.code_prediction != "sequential", self.inner.get_input_embeddings()
+        self.block = BlockQueries(embed, vocab) if blocks else None
+        self.cells = CellPlaces(settings.n_depth_tokens, embed) if settings.code_places else None
 
     @property
     def inner(self):  # InternVLForConditionalGeneration
@@ -244,8 +246,7 @@ class PerceptioParts(nn.Module):
 
     def arithmetic(self):
         "Autocast to the type of a half-precision base; for a float32 one whatever is in force."
-        block = self.inner.model.language_model.layers[0]  # embeddings that train are float32
-        kind = block.mlp.gate_proj.weight.dtype
+        kind = self.inner.model.language_model.layers[0].mlp.gate_proj.weight.dtype  # trained embeddings are float32
         return nullcontext() if kind == torch.float32 else torch.autocast(self.device.type, kind)
 
     def attention_mask(self, allowed: Tensor) -> Tensor:  # (B, 1, T, S) bool -> what the kernel takes
@@ -270,18 +271,20 @@ class PerceptioParts(nn.Module):
         "Last-layer states. Right padding needs no mask: no real token looks at it."
         with self.arithmetic():
             mask = self.causal_mask(input_ids.shape[1])
-            return self.inner.model(
-                input_ids=input_ids, pixel_values=pixel_values, attention_mask=mask, use_cache=False
-            ).last_hidden_state
+            given = self.inputs(input_ids, pixel_values) | dict(attention_mask=mask, use_cache=False)
+            return self.inner.model(**given).last_hidden_state
 
-    def query_positions(
-        self,
-        ids: Tensor,  # (B, T)
-        positions: Tensor,  # (B, T) of these ids
-        start: Tensor,  # (B,) position of the start marker
-        span: CodeIds,
-    ) -> Tensor:  # (B, n)
-        "Where the queries of a block stand."
+    def inputs(self, ids: Tensor, pixel_values: Tensor | None = None, **options) -> dict:
+        "What the language model is given for (B, T) ids, see `placed_inputs`."
+        return placed_inputs(self.inner, self.cells, self.vocab, ids, pixel_values, **options)
+
+    def queries(self, span: CodeIds, codes: Tensor, known: Tensor) -> Tensor:  # (B, n) each -> (B, n, H)
+        "What stands in the places of a block."
+        vectors = self.block(span, codes, known, self.inner.get_input_embeddings())
+        return vectors if self.cells is None else vectors + self.cells.on_grid(span.n_tokens).to(vectors.dtype)
+
+    def query_positions(self, ids: Tensor, positions: Tensor, start: Tensor, span: CodeIds) -> Tensor:  # (B, n)
+        "Where the queries of a block stand, of (B, T) ids, their positions and (B,) that of the start marker."
         image_id, per_tile = self.inner.config.image_token_id, image_tokens(self.settings)
         return query_positions(ids, positions, start, span.n_tokens, image_id, per_tile)
 
@@ -294,14 +297,15 @@ class PerceptioParts(nn.Module):
         known: Sequence[Tensor],  # (B, n) bool: codes that the block is shown
     ) -> tuple[Tensor, list[Tensor]]:  # (B, T, H), the same as of `hidden_states`; (B, n, H) of each block
         "Last-layer states of the causal copy and of the blocks behind it, by one pass."
-        length, embed = input_ids.shape[1], self.inner.get_input_embeddings()
+        length = input_ids.shape[1]
         causal = torch.arange(length, device=input_ids.device).expand_as(input_ids)
         places = [self.query_positions(input_ids, causal, b.start, b.span) for b in blocks]
         with self.arithmetic():
-            queries = [self.block(b.span, *shown, embed) for b, *shown in zip(blocks, codes, known)]
+            queries = [self.queries(b.span, *shown) for b, *shown in zip(blocks, codes, known)]
+            given = self.inputs(input_ids, pixel_values, embed=True)
+            given["inputs_embeds"] = torch.cat([given["inputs_embeds"], *queries], 1)
             states = self.inner.model(
-                inputs_embeds=torch.cat([embed(input_ids), *queries], 1),
-                pixel_values=pixel_values,
+                **given,
                 attention_mask=self.attention_mask(block_attention(length, blocks)),
                 position_ids=torch.cat([causal, *places], 1),
                 use_cache=False,
@@ -356,8 +360,8 @@ class PerceptioModel(PerceptioParts):
             loss = loss + zero_gradients(self.inner.model.multi_modal_projector)
         if masks is None and self.mask_head is not None:
             loss = loss + zero_gradients(self.mask_head)
-        if self.block is not None:
-            loss = loss + zero_gradients(self.block)
+        for part in filter(None, (self.block, self.cells)):
+            loss = loss + zero_gradients(part)
         return {"loss": loss} | terms
 
     def states_and_block_terms(self, input_ids, labels, pixel_values, maps) -> tuple[Tensor, dict[str, dict]]:
@@ -451,46 +455,6 @@ def checkpoint_blocks(
     "Keep the inputs of the blocks only, and compute the rest again in the backward pass."
     backbone.activation_checkpointing_enable({"use_reentrant": False})
     backbone.disable_input_require_grads()
-
-# %% ../../nbs/method/15_model.ipynb #c3d78a25
-def check_codebook(
-    settings: Settings,
-    codebook: DepthCodebook | None,
-) -> None:
-    "Refuse a codebook that is missing or does not fit the settings."
-    if codebook is None:
-        raise ValueError(
-            "settings ask for depth tokens but no codebook was given: train one with nbs/train_codebook.ipynb"
-        )
-    if codebook.n_tokens != settings.n_depth_tokens:
-        raise ValueError(
-            f"the codebook writes {codebook.n_tokens} tokens per map, "
-            f"settings.n_depth_tokens is {settings.n_depth_tokens}"
-        )
-    if codebook.n_codes != settings.n_codes:
-        raise ValueError(
-            f"the codebook has {codebook.n_codes} codes, settings.n_codes is {settings.n_codes}: "
-            "use the codebook that belongs to these settings"
-        )
-
-# %% ../../nbs/method/15_model.ipynb #849cf640
-def check_others(
-    settings: Settings,
-    others: dict[str, DepthCodebook],  # by name
-) -> None:
-    "Refuse codebooks of further dense tokens that are missing or do not fit."
-    for token in further_tokens(settings):
-        if (found := others.get(token.name)) is None:
-            raise ValueError(
-                f"settings ask for {token.name} tokens but no codebook of {token.name} was given; "
-                f"there are {', '.join(others) or 'none'}: train one with ensure_codebook(..., token=...)"
-            )
-        have, want = (found.token, found.n_tokens, found.n_codes), (token.name, token.n_tokens, token.n_codes)
-        if have != want:
-            raise ValueError(
-                f"the codebook of {token.name} is one of {have[0]} with n = {have[1]}, K = {have[2]}; "
-                f"[dense.{token.name}] says n = {want[1]}, K = {want[2]}"
-            )
 
 # %% ../../nbs/method/15_model.ipynb #9a41e203
 def build_model(

@@ -33,9 +33,9 @@ from perceptio.core.weights import (
 )
 from .backbone import base_dtype, set_trainable
 from .backbone_files import read_tokenizer, save_processor
-from .codebook import DepthCodebook
+from .codebook import DepthCodebook, check_others
 from .mask_head import MaskHead, build_mask_head
-from .model import PerceptioModel, build_language, check_others
+from .model import PerceptioModel, build_language
 from .new_rows import SplitHead, merge_rows
 from .sam import find_sam
 
@@ -255,6 +255,8 @@ def export_backbone(
 ) -> Path:
     "Write the language model of a checkpoint as an InternVL directory without adapters."
     model, tokenizer = load_model(folder, seg=False, depth=False, base=base)
+    if model.cells is not None:
+        raise ValueError(f"{str(folder)!r} was trained with code_places = yes: a plain InternVL has no place for them")
     backbone = model.backbone.merge_and_unload() if hasattr(model.backbone, "merge_and_unload") else model.backbone
     if isinstance(backbone.lm_head, SplitHead):
         merge_rows(backbone)

@@ -109,6 +109,7 @@ MODEL_PARTS = {  # part -> what its parameter names contain; the first that fits
     "codebook": "codebook",
     "further codebooks": "others.",
     "block queries": "block.vectors",
+    "places of codes": "cells.vectors",
     "language model": "",
 }
 
