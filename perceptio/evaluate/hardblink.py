@@ -90,7 +90,7 @@ def shown_markers(
     found: bool,  # whether these were found
 ) -> int | None:  # how many there are instead; None = n, or none that could be found
     "Whether a picture shows another number of markers than its question is about."
-    for letter in LETTERS[n:]:
+    for letter in reversed(LETTERS[n:]):
         where = likely_points(packed(image))
         if stamp_match(packed(image), letter, where).max(initial=0) == len(stamp(letter)[0]):
             return LETTERS.index(letter) + 1
