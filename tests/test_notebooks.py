@@ -20,6 +20,7 @@ NOISE = {
     "an object's address": r"\bat 0x[0-9a-f]{6,}",
     "a progress bar": r"\d+%\|.*\||\bit/s\b|\bs/it\b",
     "a timing": r"(?i)\b(wall time|cpu times|elapsed)\b",
+    "a process": r"\bprocess \d+ on \S+ since\b",
 }
 
 
