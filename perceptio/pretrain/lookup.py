@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['ITEMS', 'NUMBERS', 'LOOKUPS', 'LOOKUP_SHARES', 'LOOKUP_WORDS', 'TextTurn', 'questions_about', 'some', 'either',
-           'value_turns', 'item_turns', 'grid', 'cell_turns', 'place_turns', 'largest_turns', 'copy_turns',
-           'lookup_turns']
+           'value_turns', 'item_turns', 'cell_turns', 'largest_turns', 'copy_turns', 'lookup_turns']
 
 # %% ../../nbs/pretrain/03_lookup.ipynb #d4f956f9
 from collections.abc import Callable
@@ -80,41 +79,17 @@ def item_turns(
     return questions_about("item", f"list : {' '.join(items)} .", asked)
 
 
-def grid(
-    rng: np.random.Generator,
-    most: int,  # rows and columns
-) -> tuple[str, np.ndarray]:  # the text; its cells (side, side)
-    "A square grid; half of the grids have no sign between their rows."
-    side = int(rng.integers(2, most + 1))
-    cells = np.array(some(rng, either(rng), side * side)).reshape(side, side)
-    rows = (" ; " if rng.random() < 0.5 else " ").join(" ".join(row) for row in cells)
-    return f"grid of {side} : {rows} .", cells
-
-
 def cell_turns(
     rng: np.random.Generator,
     n: int = 1,  # questions
     most: int = 8,  # rows and columns
 ) -> list[TextTurn]:
-    "What stands in a cell."
-    told, cells = grid(rng, most)
-    asked = [(f"row {i + 1} column {j + 1} ?", str(cells[i, j])) for i, j in rng.integers(len(cells), size=(n, 2))]
-    return questions_about("cell", told, asked)
-
-
-def place_turns(
-    rng: np.random.Generator,
-    n: int = 1,  # questions
-    most: int = 8,  # rows and columns
-) -> list[TextTurn]:
-    "Where something stands, of what stands there once."
-    while True:
-        told, cells = grid(rng, most)
-        words, counts = np.unique(cells, return_counts=True)
-        if (once := words[counts == 1]).size:
-            break
-    places = [(word, *(int(k[0]) + 1 for k in np.nonzero(cells == word))) for word in rng.choice(once, n)]
-    return questions_about("place", told, [(f"where is {word} ?", f"row {i} column {j}") for word, i, j in places])
+    "Cells of a square grid; half of the grids have no sign between their rows."
+    side = int(rng.integers(2, most + 1))
+    cells = np.array(some(rng, either(rng), side * side)).reshape(side, side)
+    rows = (" ; " if rng.random() < 0.5 else " ").join(" ".join(row) for row in cells)
+    asked = [(f"row {i + 1} column {j + 1} ?", str(cells[i, j])) for i, j in rng.integers(side, size=(n, 2))]
+    return questions_about("cell", f"grid of {side} : {rows} .", asked)
 
 # %% ../../nbs/pretrain/03_lookup.ipynb #c3aea020
 def largest_turns(
@@ -153,21 +128,22 @@ def copy_turns(
 
 # %% ../../nbs/pretrain/03_lookup.ipynb #acad0f0c
 LOOKUPS: dict[str, Callable] = dict(
-    value=value_turns, item=item_turns, cell=cell_turns, place=place_turns, largest=largest_turns, copy=copy_turns
+    value=value_turns, item=item_turns, cell=cell_turns, largest=largest_turns, copy=copy_turns
 )
-LOOKUP_SHARES = dict(value=0.1, item=0.1, cell=0.4, place=0.15, largest=0.15, copy=0.1)  # a cell is learnt last
+LOOKUP_SHARES = dict(value=0.4, item=0.1, cell=0.3, largest=0.1, copy=0.1)  # of the texts
 
 
 def lookup_turns(
     rng: np.random.Generator,
     n: int,  # questions, of one or more texts
-    most: int = 12,  # about one text
+    least: int = 4,  # about one text
+    most: int = 12,
 ) -> list[TextTurn]:
     "Questions whose answers stand before them, kinds by LOOKUP_SHARES."
     turns = []
     while len(turns) < n:
         kind = rng.choice(list(LOOKUP_SHARES), p=list(LOOKUP_SHARES.values()))
-        turns += LOOKUPS[kind](rng, int(rng.integers(1, most + 1)))
+        turns += LOOKUPS[kind](rng, int(rng.integers(least, most + 1)))
     return turns[:n]
 
 
@@ -175,7 +151,7 @@ LOOKUP_WORDS = tuple(
     sorted(
         {
             *ITEMS,
-            *"is what where list item grid of row column which the largest smallest has copy backwards".split(),
+            *"is what list item grid of row column which the largest smallest has copy backwards".split(),
             *": ; , . ?".split(),
         }
     )
