@@ -122,7 +122,8 @@ class CellPlaces(nn.Module):
     ):
         super().__init__()
         weight = next(embed.parameters()).detach()
-        self.vectors = nn.Parameter(0.5 * weight.float().std() * torch.randn(n_tokens, weight.shape[1]))
+        drawn = torch.randn(n_tokens, weight.shape[1], device=weight.device)
+        self.vectors = nn.Parameter(0.5 * weight.float().std() * drawn)
 
     def on_grid(
         self,
