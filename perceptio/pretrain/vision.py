@@ -182,7 +182,7 @@ class VisionModel(nn.Module):
         super().__init__()
         self.backbone, width = backbone.requires_grad_(False), backbone.config.text_config.hidden_size
         core = backbone.model
-        for part in (core.vision_tower, core.multi_modal_projector, backbone.get_input_embeddings()):
+        for part in (core.vision_tower, core.multi_modal_projector):
             part.requires_grad_(True)
         self.register_buffer("word_ids", torch.tensor(word_ids))
         self.scale, self.bias = nn.Parameter(torch.tensor(8.0)), nn.Parameter(torch.full((len(word_ids),), -3.0))
