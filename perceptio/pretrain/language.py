@@ -43,11 +43,15 @@ class BaseModel(nn.Module):
     def __init__(
         self,
         backbone,  # InternVLForConditionalGeneration
+        text_alone: bool = False,  # image encoder, projector and the embeddings of words stay as they are
     ):
         super().__init__()
         self.backbone = backbone
         self.box = nn.Linear(backbone.config.text_config.hidden_size, 4 * PLACE_WORDS)
         backbone.requires_grad_(True).model.vision_tower.requires_grad_(False)
+        if text_alone:
+            for part in (backbone.model.multi_modal_projector, backbone.get_input_embeddings(), self.box):
+                part.requires_grad_(False)
 
     def forward(self, input_ids, labels, share, pixel_values, look, boxes):
         "Batch -> dict of loss terms."
@@ -61,19 +65,16 @@ class BaseModel(nn.Module):
         right = ((logits.argmax(-1) == answers) * share[here]).sum() / share.sum()
         begins = boxes[..., 0] != -100
         box = place_loss(self.box(state[begins]).float(), boxes[begins])
-        looking = self.looking(out.attentions[len(out.attentions) // 2], input_ids, look)
+        looking = self.looking(out.attentions[len(out.attentions) // 2], look)
         loss = text + 0.25 * box + 0.25 * looking
         return {"loss": loss, "text": text, "box": box, "looking": looking, "right": right}
 
-    def looking(self, attention, input_ids, look):
-        "-log of the attention that two heads of the middle layer give to the cells an answer hangs on."
+    def looking(self, attention, look):
+        "-log of the attention that two heads of the middle layer give to what an answer hangs on."
         rows, at = torch.nonzero(look.any(-1), as_tuple=True)
-        start = (input_ids == self.backbone.config.image_token_id).int().argmax(1)  # the image tokens are contiguous
-        columns = start[rows, None] + torch.arange(look.shape[-1], device=look.device)
-        heads = attention.float()[:, :: attention.shape[1] // 2]
-        weights = heads[rows[:, None], :, at[:, None], columns]  # (R, cells, 2)
-        seen = (weights * look[rows, at][..., None]).sum(1).clamp(min=1e-4)
-        return -seen.log().sum() / max(seen.numel(), 1)  # 0 for a batch of text alone
+        heads = attention[:, :: attention.shape[1] // 2].float()
+        seen = (heads[rows, :, at] * look[rows, at][:, None]).sum(-1)  # (R, 2)
+        return -(seen + 1e-4).log().sum() / max(seen.numel(), 1)  # 0 where nothing is looked at
 
 # %% ../../nbs/pretrain/07_language.ipynb #b2519916
 @torch.no_grad()
@@ -115,7 +116,7 @@ def answer_tokens(
     for image, t in items:
         shown = 0 if image is None else image_tokens(settings)
         ids, labels, turn = encode_turns(tokenizer, [(t.question, t.answer)], shown)
-        targets = dict(look=np.zeros((len(ids), 1), bool), boxes=np.full((1, 4), -100))  # the helpers are not asked
+        targets = dict(look=np.zeros((len(ids),) * 2, bool), boxes=np.full((1, 4), -100))  # the helpers are not asked
         rows.append(dict(key="", ids=ids, labels=labels, image=image, turn=turn, **targets))
     batch = collate(rows, tokenizer.pad_token_id)
     inputs = {name: batch[name] for name in ("input_ids", "pixel_values")}

@@ -26,16 +26,20 @@ class TextTurn(NamedTuple):
     kind: str  # a key of LOOKUPS
     question: str
     answer: str
+    found: tuple[int, ...]  # for each word of the answer, which word of its text it is
+    back: int = 0  # how many questions ago the text stood
 
 
 def questions_about(
     kind: str,
     told: str,  # the text
-    asked: list[tuple[str, str]],  # question, answer
+    asked: list[tuple[str, int]],  # question, and which word of the text answers it
 ) -> list[TextTurn]:
     "Questions about one text, which stands before the first of them."
+    words = told.split()
     return [
-        TextTurn(kind, question if k else f"{told} {question}", answer) for k, (question, answer) in enumerate(asked)
+        TextTurn(kind, question if k else f"{told} {question}", words[at], (at,), k)
+        for k, (question, at) in enumerate(asked)
     ]
 
 
@@ -63,9 +67,8 @@ def value_turns(
     pairs = int(rng.integers(2, most + 1))
     keys, values = some(rng, either(rng), pairs, differ=True), some(rng, either(rng), pairs)
     told = " , ".join(f"{key} is {value}" for key, value in zip(keys, values))
-    return questions_about(
-        "value", f"{told} .", [(f"what is {keys[k]} ?", values[k]) for k in rng.integers(pairs, size=n)]
-    )
+    asked = [(f"what is {keys[k]} ?", 4 * int(k) + 2) for k in rng.integers(pairs, size=n)]
+    return questions_about("value", f"{told} .", asked)
 
 # %% ../../nbs/pretrain/03_lookup.ipynb #81e6633f
 def item_turns(
@@ -75,7 +78,7 @@ def item_turns(
 ) -> list[TextTurn]:
     "Items of a list, by number."
     items = some(rng, either(rng), int(rng.integers(2, most + 1)))
-    asked = [(f"item {k + 1} ?", items[k]) for k in rng.integers(len(items), size=n)]
+    asked = [(f"item {k + 1} ?", 2 + int(k)) for k in rng.integers(len(items), size=n)]
     return questions_about("item", f"list : {' '.join(items)} .", asked)
 
 
@@ -87,30 +90,28 @@ def cell_turns(
     "Cells of a square grid; half of the grids have no sign between their rows."
     side = int(rng.integers(2, most + 1))
     cells = np.array(some(rng, either(rng), side * side)).reshape(side, side)
-    rows = (" ; " if rng.random() < 0.5 else " ").join(" ".join(row) for row in cells)
-    asked = [(f"row {i + 1} column {j + 1} ?", str(cells[i, j])) for i, j in rng.integers(side, size=(n, 2))]
+    sign = ("", "; ")[rng.integers(2)]
+    rows, step = f" {sign}".join(" ".join(row) for row in cells), side + bool(sign)
+    asked = [(f"row {i + 1} column {j + 1} ?", int(4 + i * step + j)) for i, j in rng.integers(side, size=(n, 2))]
     return questions_about("cell", f"grid of {side} : {rows} .", asked)
 
 # %% ../../nbs/pretrain/03_lookup.ipynb #c3aea020
 def largest_turns(
     rng: np.random.Generator,
-    n: int = 1,  # questions
+    n: int = 1,  # texts, one question each
     most: int = 5,  # numbers
 ) -> list[TextTurn]:
-    "The largest or the smallest number, or what it belongs to; after the first question also of two of them."
-    numbers = some(rng, NUMBERS, int(rng.integers(2, most + 1)), differ=True)
-    named = rng.random() < 0.5
-    names = some(rng, ITEMS, len(numbers), differ=True) if named else numbers
-    asked, verb = [], "has" if named else "is"
-    for k in range(n):
-        of, word = np.arange(len(numbers)), ("largest", "smallest")[rng.integers(2)]
-        if two := k > 0 and rng.random() < 0.6:
-            of = rng.choice(len(numbers), 2, replace=False)
-        best = (max if word == "largest" else min)(of, key=lambda i: int(numbers[i]))
-        among = f" of {names[of[0]]} , {names[of[1]]}" if two else ""
-        asked.append((f"which{among} {verb} the {word} ?", names[best]))
-    pairs = [f"{name} {number}" for name, number in zip(names, numbers)] if named else numbers
-    return questions_about("largest", f"{' , '.join(pairs)} .", asked)
+    "The largest or the smallest number, or what it belongs to."
+    turns = []
+    for _ in range(n):
+        numbers = some(rng, NUMBERS, int(rng.integers(2, most + 1)), differ=True)
+        named, word = rng.random() < 0.5, ("largest", "smallest")[rng.integers(2)]
+        best = (max if word == "largest" else min)(range(len(numbers)), key=lambda i: int(numbers[i]))
+        names = some(rng, ITEMS, len(numbers), differ=True)
+        told = [f"{name} {number}" for name, number in zip(names, numbers)] if named else numbers
+        question = (f"which {'has' if named else 'is'} the {word} ?", best * (3 if named else 2))
+        turns += questions_about("largest", f"{' , '.join(told)} .", [question])
+    return turns
 
 # %% ../../nbs/pretrain/03_lookup.ipynb #85182409
 def copy_turns(
@@ -122,15 +123,16 @@ def copy_turns(
     turns = []
     for _ in range(n):
         items, back = some(rng, either(rng), int(rng.integers(2, most + 1))), rng.random() < 0.3
-        said = " ".join(items[::-1] if back else items)
-        turns.append(TextTurn("copy", f"{'backwards' if back else 'copy'} : {' '.join(items)} .", said))
+        order = list(range(len(items)))[:: -1 if back else 1]
+        question = f"{'backwards' if back else 'copy'} : {' '.join(items)} ."
+        turns.append(TextTurn("copy", question, " ".join(items[k] for k in order), tuple(2 + k for k in order)))
     return turns
 
 # %% ../../nbs/pretrain/03_lookup.ipynb #acad0f0c
 LOOKUPS: dict[str, Callable] = dict(
     value=value_turns, item=item_turns, cell=cell_turns, largest=largest_turns, copy=copy_turns
 )
-LOOKUP_SHARES = dict(value=0.4, item=0.1, cell=0.3, largest=0.1, copy=0.1)  # of the texts
+LOOKUP_SHARES = dict(value=0.2, item=0.15, cell=0.35, largest=0.15, copy=0.15)  # of the texts
 
 
 def lookup_turns(
