@@ -86,6 +86,7 @@ def start_weights(
     normal = lambda w, std: w.copy_(torch.randn(w.shape, generator=generator) * std)  # noqa: E731
     text, core = backbone.config.text_config, backbone.model
     normal(core.language_model.embed_tokens.weight, 0.7)
+    backbone.lm_head.weight.copy_(F.normalize(core.language_model.embed_tokens.weight, dim=-1))
     normal(core.multi_modal_projector.linear_2.weight, 1.2 * text.hidden_size**-0.5)
     for layer in core.language_model.layers:
         for name, w in layer.named_parameters():
