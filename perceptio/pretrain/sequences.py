@@ -20,7 +20,7 @@ from ..core.files import make_once, read_json_lines, write_atomically
 from ..core.settings import Settings
 from ..method.backbone import image_tokens, normalise
 from ..method.chat import STOP, question_text
-from .lookup import TextTurn, lookup_turns
+from .lookup import LATER_SHARES, LOOKUP_SHARES, TextTurn, lookup_turns
 from .tasks import GRID, LETTER_WORDS, BaseTurn, marker_turns, random_markers, reworded, scene_turns
 from .vision import cell_owners, marker_cells
 from ..world.marked_points import draw_markers
@@ -131,9 +131,10 @@ def text_row(
     tokenizer,
     rng: np.random.Generator,
     budget: int,
+    shares: dict[str, float] = LOOKUP_SHARES,  # of the kinds of lookups
 ) -> dict:
     "A sequence without an image: questions whose answers stand in them."
-    turns = lookup_turns(rng, 16)
+    turns = lookup_turns(rng, 16, shares=shares)
     ids, labels, turn = encode_turns(tokenizer, [(t.question, t.answer) for t in turns], 0, budget)
     targets = dict(look=look_words(tokenizer, turns, turn), boxes=np.full((len(turns), 4), -100))
     return dict(ids=ids, labels=labels, turn=turn, image=None, **targets)
@@ -181,15 +182,17 @@ class TextDataset(Dataset):
         settings: Settings,
         n: int,  # sequences
         budget: int = 192,  # tokens per sequence
+        early: float = 0.45,  # part with LOOKUP_SHARES; from there on LATER_SHARES
     ):
-        self.tokenizer, self.settings, self.n, self.budget = tokenizer, settings, n, budget
+        self.tokenizer, self.settings, self.n, self.budget, self.early = tokenizer, settings, n, budget, early
 
     def __len__(self):
         return self.n
 
     def __getitem__(self, index: int) -> dict:
         rng = np.random.default_rng((self.settings.seed, 5, index))
-        return dict(key=f"text-{index}", **text_row(self.tokenizer, rng, self.budget))
+        shares = LOOKUP_SHARES if index < self.early * self.n else LATER_SHARES
+        return dict(key=f"text-{index}", **text_row(self.tokenizer, rng, self.budget, shares))
 
 
 class BaseDataset(Dataset):
