@@ -108,8 +108,8 @@ def largest_turns(
         named, word = rng.random() < 0.5, ("largest", "smallest")[rng.integers(2)]
         best = (max if word == "largest" else min)(range(len(numbers)), key=lambda i: int(numbers[i]))
         names = some(rng, ITEMS, len(numbers), differ=True)
-        told = [f"{name} {number}" for name, number in zip(names, numbers)] if named else numbers
-        question = (f"which {'has' if named else 'is'} the {word} ?", best * (3 if named else 2))
+        told = [f"{number} {name}" for name, number in zip(names, numbers)] if named else numbers
+        question = (f"which {'has' if named else 'is'} the {word} ?", 3 * best + 1 if named else 2 * best)
         turns += questions_about("largest", f"{' , '.join(told)} .", [question])
     return turns
 
