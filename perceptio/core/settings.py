@@ -175,6 +175,7 @@ class DataSettings:
     canvas_share: float  # in [0, 1]: of these questions, points on an empty canvas behind given codes
     swap_share: float  # in [0, 1]: of them in the second half, another scene's codes with the answer that they give
     answer_chain: bool  # they are answered by way of each marker's cell and of how near the map is there
+    curriculum: str  # built-in scenes: none | depth_first | text_first, in the first third of a training
     mix_depth: float  # weight of depth maps with a text answer
     mix_vqa: float  # weight of questions answered in text
     mix_caption: float  # weight of captions
@@ -202,6 +203,7 @@ CHOICES = dict(
     precision=("bf16", "fp32"),
     attention=("auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"),
     data=("scenes", "paper"),
+    curriculum=("none", "depth_first", "text_first"),
 )
 
 
@@ -264,17 +266,15 @@ def check_combinations(
 ) -> None:
     "Refuse settings that exclude each other."
     if s.keep_checkpoints < 2:
-        raise ValueError(
-            f"keep_checkpoints = {s.keep_checkpoints}: keep 2 or more, or a kill while one is written leaves none"
-        )
+        raise ValueError(f"keep_checkpoints = {s.keep_checkpoints}: keep 2 or more, or a kill in a write leaves none")
     if s.attention.startswith("flash") and s.precision != "bf16":
         raise ValueError(
             f"attention = {s.attention} computes in half precision only: set precision = bf16, or attention = sdpa"
         )
     if s.code_places and s.max_tiles > 1:
-        raise ValueError(
-            f"code_places = yes with max_tiles = {s.max_tiles}: a cell is a place of one tile; set it to 1"
-        )
+        raise ValueError(f"code_places = yes with max_tiles = {s.max_tiles}: a cell is a place of one tile; use 1")
+    if s.data == "paper" and s.curriculum != "none":
+        raise ValueError(f"curriculum = {s.curriculum} with data = paper: the built-in scenes have one; set it to none")
     if s.data == "scenes" and s.held_out:
         raise ValueError(f"held_out = {s.held_out} with data = scenes: they have a validation split; set held_out = 0")
     if s.data == "scenes" and s.rebalance:
