@@ -206,7 +206,7 @@ class BaseDataset(Dataset):
         budget: int = 192,  # tokens per sequence, image included: as many turns as fit
         epochs: int = 1,
         cache: Path | None = None,  # where the written-down questions are kept
-        text_share: float = 0.2,  # of the sequences: text alone
+        text_share: float = 0.3,  # of the sequences: text alone, so that lookups are not forgotten
     ):
         self.store, self.tokenizer, self.settings, self.budget, self.epochs = store, tokenizer, settings, budget, epochs
         self.pool, self.text_share = load_turns(store, settings.seed, cache), text_share
@@ -217,7 +217,7 @@ class BaseDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         rng = np.random.default_rng((self.settings.seed, index))
         if rng.random() < self.text_share:
-            return dict(key=f"text-{index}", **text_row(self.tokenizer, rng, self.budget))
+            return dict(key=f"text-{index}", **text_row(self.tokenizer, rng, self.budget, LATER_SHARES))
         i, shown = index % len(self.store), image_tokens(self.settings)
         scene = self.store[i]
         return dict(key=f"{scene.split}-{i}", **image_row(scene, self.pool[i], self.tokenizer, rng, shown, self.budget))
