@@ -22,7 +22,8 @@ from perceptio.report.front import (
     snippet_output,
 )
 
-PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "data/results/README.md", ROOT / "data/checkpoints/tiny-base/README.md"]
+CARDS = sorted(ROOT.glob("data/checkpoints/*/README.md"))
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "data/results/README.md", *CARDS]
 TEXTS = {path: path.read_text(encoding="utf-8") for path in [*PAGES, ROOT / "figures" / "README.md"]}
 README, GUIDE = TEXTS[ROOT / "README.md"], TEXTS[ROOT / "GUIDE.md"]
 
