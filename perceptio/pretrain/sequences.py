@@ -160,11 +160,9 @@ def image_row(
     ids, labels, turn = encode_turns(tokenizer, pairs, n_image_tokens, budget)
     side = round(n_image_tokens**0.5)
     owner, letter = cell_owners(scene.ids, side), marker_cells(scene.ids, points, letters, side)[0]
-    lengths, start = (
-        np.bincount([k for k in turn if k >= 0]),
-        ids.index(tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")),
-    )
-    look, cells = np.zeros((len(ids), len(ids)), bool), slice(start, start + n_image_tokens)
+    lengths, look = np.bincount([k for k in turn if k >= 0]), np.zeros((len(ids), len(ids)), bool)
+    start = ids.index(tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))
+    cells = slice(start, start + n_image_tokens)
     look[np.array(turn) >= 0, cells] = np.concatenate(
         [look_cells(t, owner, letter, n) for t, n in zip(chosen, lengths)]
     )
