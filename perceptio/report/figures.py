@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from ..core.display import save_picture
 from ..core.files import PATIENCE, lock
-from ..core.notebook import data_dir, in_test, run_dir
+from ..core.notebook import in_test, run_dir
 from ..core.record import Run, code_name, read_run
 from ..core.settings import Settings
 from ..evaluate.marked_points import marked_items
@@ -29,8 +29,8 @@ from ..method.generation import Perceptio
 from ..method.model import build_model
 from ..method.samples import Sample, Turn
 from ..method.saving import save_model
-from ..world.mixture import ASK
-from ..world.scenes import SceneStore, write_split
+from ..world.mixture import ASK, world_split
+from ..world.scenes import SceneStore
 
 # %% ../../nbs/report/05_figures.ipynb #62cb65e0
 def depth_picture(
@@ -91,8 +91,7 @@ def untrained_run(
 # %% ../../nbs/report/05_figures.ipynb #4039a20a
 def validation_scenes(settings: Settings) -> SceneStore:
     "The validation split of these settings, rendered if it is not there."
-    root = data_dir() / "scenes" / f"{settings.size}-{settings.n_val}"
-    return SceneStore(write_split(root, "val", settings.n_val, progress=not in_test()))
+    return world_split(settings, "val", settings.n_val, progress=not in_test())
 
 # %% ../../nbs/report/05_figures.ipynb #a5f3f5f6
 def open_run(
